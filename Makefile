@@ -1,0 +1,65 @@
+# How a person uses all this. The first target that needs it builds .venv; PYTHON=python3 uses that
+# interpreter as it is instead (GPU containers bring a torch of their own).
+
+MODE    ?= finetune
+DATA    ?= sample
+ROOT    ?= data
+LOADER  ?= auto
+WEIGHTS ?= imagenet
+NGPU    ?= 1
+OUT     ?=
+ARGS    ?=
+
+ifdef PYTHON
+python   := $(PYTHON)
+ready    :=
+ready_dev :=
+else
+python   := .venv/bin/python
+ready    := .venv/ready
+ready_dev := .venv/ready-dev
+endif
+
+launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint
+
+help:
+	@echo 'make train MODE=finetune                  all weights, on the embedded sample'
+	@echo 'make train MODE=feature DATA=cifar10      a new head only; DATA=/path/to/images for your own'
+	@echo 'make test                                 the tests'
+	@echo 'make lint                                 style and types'
+	@echo 'make setup                                only build .venv'
+	@echo
+	@echo 'MODE=$(MODE) DATA=$(DATA) ROOT=$(ROOT) LOADER=$(LOADER) WEIGHTS=$(WEIGHTS) NGPU=$(NGPU) OUT=$(OUT)'
+	@echo 'PYTHON=python3 uses that interpreter and builds nothing; ARGS=--help lists all other options.'
+
+setup: $(ready)
+
+train: $(ready)
+	@$(python) $(launch) -m train $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
+	    --weights '$(WEIGHTS)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+test: $(ready_dev)
+	$(python) -m pytest $(ARGS)
+
+lint: $(ready_dev)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+.venv/ready: pyproject.toml
+	@for python in python3.12 python3.11 python3; do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	        echo "building .venv with $$($$python --version): about two minutes and 6 GB, once"; \
+	        exec $$python -m venv .venv; \
+	    fi; \
+	done; \
+	echo 'no Python 3.11 or 3.12 here: install one, or name an interpreter that has torch with PYTHON=...' >&2; exit 2
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
