@@ -1,0 +1,177 @@
+"""Carries plans out in plain torch, on any device: the yardstick that every backend is compared with.
+
+    image ─ first_read ─► uint8 square ─ finish: second read · flip · colour · normalise ─► batch
+
+Written for clarity. The first read works on one image, as images differ in size; the rest on whole
+batches. Between the stages pixels are uint8, as they are in torchvision's and Pillow's pipelines,
+so that a backend may hand over at that point.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loaders.plan import Plan
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def execute(
+    images: Sequence[Tensor],
+    plan: Plan,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The finished batch `[B, 3, S, S]`, channels-last, of B images (uint8 `[3, H, W]`) and their plans."""
+    squares = torch.stack([first_read(image, plan, row) for row, image in enumerate(images)])
+    return finish(squares.contiguous(memory_format=torch.channels_last), plan, mean=mean, std=std, dtype=dtype)
+
+
+def finish(
+    squares: Tensor,
+    plan: Plan,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What remains after the first read: second read, flips, colour, normalisation.
+
+    Args:
+        squares: uint8 `[B, 3, S1, S1]`, channels-last.
+        mean, std: per channel, of pixel values scaled to 0–1.
+
+    Returns:
+        `[B, 3, S, S]` of `dtype`, channels-last, on the device of `squares`.
+    """
+    if plan.inner is not None:
+        squares = second_read(squares, plan)
+    squares = flip(squares, plan)
+    if plan.color is None:
+        return normalise(squares, mean, std, dtype)
+    return normalise(jitter_color(squares.float() / 255, plan) * 255, mean, std, dtype)
+
+
+def first_read(image: Tensor, plan: Plan, row: int) -> Tensor:
+    """Box → resize → window of one image: uint8 `[3, H, W]` → uint8 `[3, S1, S1]`.
+
+    Bilinear with antialiasing. On the CPU this is ATen's uint8 resampling, the one torchvision uses
+    there, bit for bit; elsewhere it is done in float32 and rounded, up to one level away.
+    """
+    top, left, height, width = plan.box[row].tolist()
+    part = image[None, :, top : top + height, left : left + width]
+    working = part if part.device.type == "cpu" else part.float()
+    resized = functional.interpolate(working, tuple(plan.resized[row].tolist()), mode="bilinear", antialias=True)
+    if resized.is_floating_point():
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return _window(resized[0], plan.window[row].tolist(), plan.read_size)
+
+
+def _window(image: Tensor, corner: tuple[int, int], size: int) -> Tensor:
+    """The square whose top left is `corner`, black where it leaves the image `[3, H, W]`."""
+    height, width = image.shape[1:]
+    top, left = corner
+    return functional.pad(image, (-left, left + size - width, -top, top + size - height))
+
+
+def second_read(squares: Tensor, plan: Plan) -> Tensor:
+    """Inner box and rotation in one bilinear read: uint8 `[B, 3, S1, S1]` → uint8 `[B, 3, S, S]`.
+
+    A pixel of the result lies somewhere in the inner box; its place there (clamped to the box's outer
+    pixel centres, as a resize does), turned back about the square's centre, is where it is read.
+    Black beyond the square.
+    """
+    assert plan.inner is not None
+    assert plan.angle is not None
+    side = squares.shape[-1]
+    # Drawn up in float64 on the host and moved as float32: a thousandth of a pixel matters to nobody.
+    top, left, height, width = (plan.inner.T[:, :, None]).astype(np.float64)
+    places = (np.arange(plan.size) + 0.5) / plan.size
+    y = top + np.clip(places * height, 0.5, height - 0.5) - side / 2
+    x = left + np.clip(places * width, 0.5, width - 0.5) - side / 2
+    radians = np.deg2rad(plan.angle)
+    to_frame = np.stack([np.cos(radians), np.sin(radians)]) * 2 / side  # grid_sample's frame is -1 to 1
+    x, y, (cos, sin) = (torch.from_numpy(a.astype(np.float32)).to(squares.device) for a in (x, y, to_frame))
+    x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
+    grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+    read = functional.grid_sample(squares.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return read.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def flip(squares: Tensor, plan: Plan) -> Tensor:
+    """Flips the samples whose plan says so; uint8 `[B, 3, S, S]` in and out, the input left as it was."""
+    for column, dimension in ((0, -1), (1, -2)):
+        flipped = plan.flip[:, column]
+        if flipped.any():
+            mask = torch.from_numpy(flipped).to(squares.device, non_blocking=True)
+            squares = torch.where(mask[:, None, None, None], squares.flip(dimension), squares)
+    return squares
+
+
+def normalise(squares: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(pixels / 255 - mean) / std, computed in float32: `[B, 3, S, S]`, pixels 0–255 in any dtype → `dtype`."""
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    factor, offset = (torch.tensor(v, device=squares.device)[:, None, None] for v in (scale, shift))
+    return torch.addcmul(offset, squares.to(torch.float32), factor).to(dtype)
+
+
+# --- colour: torchvision's definitions for floating-point images ---------------------------------
+
+
+def jitter_color(images: Tensor, plan: Plan) -> Tensor:
+    """Brightness, contrast, saturation and hue, each sample in its own order: float `[B, 3, S, S]`, 0–1."""
+    assert plan.color is not None
+    assert plan.color_order is not None
+    images = images.clone(memory_format=torch.channels_last)
+    for place in range(4):
+        for which, adjust in enumerate((brightness, contrast, saturation, hue)):
+            rows = np.flatnonzero(plan.color_order[:, place] == which)
+            if len(rows):
+                factor = torch.from_numpy(plan.color[rows, which].astype(np.float32)).to(images.device)
+                at = torch.from_numpy(rows).to(images.device)
+                images[at] = adjust(images[at], factor[:, None, None, None])
+    return images
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with black; 1 leaves `[B, 3, H, W]` as it is."""
+    return (images * factor).clamp(0, 1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the mean of the grey image; 1 leaves `[B, 3, H, W]` as it is."""
+    return torch.lerp(grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor).clamp(0, 1)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the grey image; 1 leaves `[B, 3, H, W]` as it is."""
+    return torch.lerp(grey(images), images, factor).clamp(0, 1)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma by ITU-R 601-2 with torchvision's coefficients: `[B, 3, H, W]` → `[B, 1, H, W]`."""
+    return (images * torch.tensor((0.2989, 0.587, 0.114), device=images.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue of `[B, 3, H, W]` by `shift` turns (`[B, 1, 1, 1]`), by way of HSV."""
+    value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    chroma = value - low
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    safe = torch.where(chroma > 0, chroma, 1)
+    sixths = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    # Back to RGB: each channel falls from `value` by `chroma` along a trapezoid of the hue, a third of a turn apart.
+    corner = torch.tensor((5.0, 3.0, 1.0), device=images.device)[:, None, None]
+    k = (corner + sixths + 6 * shift) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
