@@ -1,0 +1,27 @@
+"""What goes wrong with what a user gave: the message names the thing and the remedy."""
+
+from dataclasses import dataclass
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: a folder, an option, a state. The message is for the user."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """One image that cannot be decoded."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class BadImageError(InputError):
+    """Images that cannot be decoded, under `on_bad_image="raise"` or when they are too many to skip."""
+
+    def __init__(self, bad: list[BadImage], total: int, remedy: str) -> None:
+        listed = "".join(f"\n  {image}" for image in bad[:5]) + ("\n  ..." if len(bad) > 5 else "")
+        super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed}\n{remedy}")
+        self.bad = bad
