@@ -1,0 +1,97 @@
+"""`baseline`: the ordinary loader people have today, and the control for all others.
+
+PIL, `torchvision.transforms` with its own randomness, `DataLoader` without workers. It promises what
+these promise: no repeatable plans, no resume inside an epoch, one rank.
+"""
+
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from loaders.errors import InputError
+from loaders.loader import Batch, Loader, LoaderConfig
+from loaders.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop
+from loaders.sources.base import PixelArray, Source
+
+
+class BaselineLoader(Loader):
+    """The last batch of an epoch may be smaller, in training too."""
+
+    name: ClassVar[str] = "baseline"
+
+    def __init__(self, source: Source, config: LoaderConfig) -> None:
+        if config.world_size > 1:
+            raise InputError("LOADER=baseline serves one GPU: choose another loader, or NGPU=1")
+        super().__init__(source, config)
+        transform = transforms.Compose(
+            [*staged_transforms(config.spec), transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
+        )
+        self.data_loader = DataLoader(
+            PillowDataset(source, self.ids, transform), batch_size=config.batch_size, shuffle=config.training
+        )
+
+    def __len__(self) -> int:
+        return 0 if self._start else len(self.data_loader)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["delivered"] and self._count(state["delivered"]):
+            raise InputError(
+                f"LOADER=baseline cannot go on inside an epoch (after {state['delivered']} of {len(self.ids)} "
+                "samples): its order is not kept anywhere. Resume with another loader."
+            )
+        super().load_state_dict(state)
+
+    def _produce(self, start: int) -> Generator[Batch, None, None]:
+        if start:  # of an epoch that is over: `load_state_dict` lets no other through
+            return
+        for images, labels in self.data_loader:
+            yield Batch(images.to(self.config.device, self.config.dtype), labels.to(self.config.device))
+
+
+class PillowDataset(Dataset[tuple[Tensor, int]]):
+    """A source as `torchvision.datasets` would serve it: one Pillow image at a time, transformed."""
+
+    def __init__(self, source: Source, ids: NDArray[np.int64], transform: transforms.Compose) -> None:
+        self.source, self.ids, self.transform = source, ids, transform
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        index = int(self.ids[place])
+        image: Tensor = self.transform(self._image(index))
+        return image, int(self.source.labels[index])
+
+    def _image(self, index: int) -> Image.Image:
+        images = self.source.images
+        if isinstance(images, PixelArray):
+            return Image.fromarray(images.pixels[index])
+        with Image.open(images.describe(index)) as image:
+            return image.convert("RGB")
+
+
+def staged_transforms(spec: PlanSpec) -> list[Any]:
+    """torchvision's transforms, one after the other, that draw what `spec` describes."""
+    staged: list[Any] = []
+    for crop in (spec.crop, spec.second_crop):
+        if isinstance(crop, RandomResizedCrop):
+            staged.append(transforms.RandomResizedCrop(crop.size, scale=crop.scale, ratio=crop.ratio))
+        elif isinstance(crop, PaddedRandomCrop):
+            staged += [transforms.Resize(crop.resize), transforms.RandomCrop(crop.size, padding=crop.padding)]
+        elif crop is not None:
+            staged += [transforms.Resize(crop.resize), transforms.CenterCrop(crop.size)]
+        if crop is spec.crop and spec.rotation:
+            staged.append(transforms.RandomRotation(spec.rotation))
+    if spec.horizontal_flip:
+        staged.append(transforms.RandomHorizontalFlip(spec.horizontal_flip))
+    if spec.vertical_flip:
+        staged.append(transforms.RandomVerticalFlip(spec.vertical_flip))
+    if (jitter := spec.color_jitter) is not None:
+        staged.append(transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
+    return staged

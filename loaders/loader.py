@@ -1,0 +1,212 @@
+"""What all loaders have in common: configuration, epochs, resume points, bad images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loaders import order
+from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.errors import BadImage, BadImageError, InputError
+from loaders.plan import PlanSpec
+from loaders.sources.base import Source, digest
+
+NO_LABEL = -100
+"""The label of padding in an evaluation's last batch: `cross_entropy` ignores it, no prediction equals it."""
+
+MOST_BAD = 0.01
+"""Share of bad images above which even `on_bad_image="skip"` is an error: it is not an accident then."""
+
+
+class Batch(NamedTuple):
+    """What iterating a loader yields; `images, labels = batch` works."""
+
+    images: Tensor
+    """`[B, 3, S, S]`, channels-last, normalised, of the compute dtype, on the device."""
+    labels: Tensor
+    """int64 `[B]`, on the device; `NO_LABEL` where an evaluation's last batch is padded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """What a loader is to do; the same for every backend."""
+
+    spec: PlanSpec
+    """Crop, flips, colour."""
+    training: bool
+    """Shuffled, incomplete last batch dropped; otherwise every sample exactly once, in order."""
+    batch_size: int = 64
+    """Images per batch and rank."""
+    seed: int = 0
+    """Of order and plans."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    """Of the finished images."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per channel, of pixel values scaled to 0–1."""
+    rank: int = 0
+    world_size: int = 1
+    workers: int | None = None
+    """Threads that decode and resize; as many as there are usable cores for this rank."""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+
+    @property
+    def last(self) -> Literal["drop", "pad"]:
+        return "drop" if self.training else "pad"
+
+
+class Loader(ABC):
+    """Batches of one source on one device; iterate it once per epoch.
+
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            for images, labels in loader:
+                ...
+
+    `state_dict()` may be taken at any batch, inside the loop too; a loader with that state loaded goes
+    on with the next batch. Leaving the loop early, an exception or Ctrl-C leaves nothing behind;
+    `close()`, or a `with` block, ends an iteration that somebody still holds.
+
+    Raises:
+        BadImageError: when images cannot be decoded and the configuration does not skip them.
+        InputError: when there are fewer samples than one batch takes.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, source: Source, config: LoaderConfig) -> None:
+        self.source = source
+        self.config = config
+        self.bad_images: list[BadImage] = []
+        self.ids = self._good_ids()
+        self._epoch = 0
+        self._start = 0  # samples of the epoch that an earlier run has delivered, over all ranks
+        self._delivered = 0
+        self._running: Generator[Batch, None, None] | None = None
+        if not self._count(0):
+            raise InputError(
+                f"{source.name}: {len(self.ids)} images are fewer than one batch of "
+                f"{config.batch_size} × {config.world_size}; choose a smaller batch size"
+            )
+
+    def __len__(self) -> int:
+        """Batches that iterating yields now: all of the epoch, or what is left of it after `load_state_dict`."""
+        return self._count(self._start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self._running = self._iterate()
+        return self._running
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the current iteration, if any, and frees what it holds."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses order and plans of the next iteration; the epoch it is in already changes nothing."""
+        if epoch != self._epoch:
+            self.close()  # its plans would change under it
+            self._epoch, self._start, self._delivered = epoch, 0, 0
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands: a small dict of plain values, counting the batches delivered."""
+        return {**self._identity(), "epoch": self._epoch, "delivered": self._delivered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`; world size, batch size, workers and backend may differ.
+
+        Raises:
+            InputError: when the state is of other data, another seed or other plans, naming which.
+        """
+        mine = self._identity()
+        if differing := [key for key in mine if state.get(key) != mine[key]]:
+            told = "; ".join(f"{key} was {state.get(key)}, is {mine[key]}" for key in differing)
+            raise InputError(f"this state belongs to another run: {told}")
+        self.close()
+        self._epoch, self._start = state["epoch"], state["delivered"]
+        self._delivered = self._start
+
+    @abstractmethod
+    def _produce(self, start: int) -> Generator[Batch, None, None]:
+        """The batches of the current epoch after its first `start` samples (over all ranks)."""
+
+    def _iterate(self) -> Generator[Batch, None, None]:
+        start, self._start = self._start, 0
+        self._delivered = start
+        with closing(self._produce(start)) as produced:
+            for batch in produced:
+                delivered = self._delivered + self.config.batch_size * self.config.world_size
+                self._delivered = min(delivered, len(self.ids))
+                yield batch
+
+    def sequence(self) -> NDArray[np.int64]:
+        """The ids of the current epoch in order, over all ranks."""
+        if not self.config.training:
+            return self.ids
+        return order.shuffled(self.ids, seed=self.config.seed, epoch=self._epoch)
+
+    def rows(self, start: int) -> NDArray[np.int64]:
+        """This rank's batches of the current epoch from `start` on, as ids: see `order.batches`."""
+        config = self.config
+        return order.batches(
+            self.sequence(),
+            batch_size=config.batch_size,
+            last=config.last,
+            rank=config.rank,
+            world_size=config.world_size,
+            start=start,
+        )
+
+    def _count(self, start: int) -> int:
+        config = self.config
+        return order.count_batches(
+            len(self.ids), batch_size=config.batch_size, last=config.last, world_size=config.world_size, start=start
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree for a state to mean the same samples and plans here."""
+        return {
+            "data": f"{self.source.name} {self.source.fingerprint}",
+            "samples": len(self.ids),
+            "seed": self.config.seed,
+            "plan": digest(repr((self.config.training, asdict(self.config.spec))).encode()),
+        }
+
+    def _good_ids(self) -> NDArray[np.int64]:
+        """All samples but those that Pillow cannot decode, which are reported."""
+        for index, reason in self.source.bad.items():
+            self.bad_images.append(self.source.bad_image(index, reason))
+        if self.bad_images:
+            self._judge_bad_images()
+        return np.setdiff1d(np.arange(len(self.source)), np.array(list(self.source.bad), np.int64))
+
+    def _judge_bad_images(self) -> None:
+        if self.config.on_bad_image == "raise":
+            remedy = "Repair or remove them, or leave them out with on_bad_image=skip."
+        elif len(self.bad_images) > max(1, MOST_BAD * len(self.source)):
+            remedy = f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
+        else:
+            return
+        raise BadImageError(self.bad_images, len(self.source), remedy)
