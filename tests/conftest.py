@@ -1,0 +1,65 @@
+"""What all tests share: real data where it is laid out, capabilities that may be missing, small image folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+DATA = Path(os.environ.get("SATURATE_TEST_DATA", "data"))
+
+CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
+    "cuda": (torch.cuda.is_available, "no CUDA GPU"),
+    "cifar10": (lambda: (DATA / "cifar-10-batches-bin").is_dir(), f"no cifar-10-batches-bin in {DATA.absolute()}"),
+    "photos": (lambda: (DATA / "hymenoptera").is_dir(), f"no hymenoptera in {DATA.absolute()}"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run, with the reason; `FAIL_WITHOUT_X=1` lets it fail instead."""
+    for name, (present, reason) in CAPABILITIES.items():
+        if present() or os.environ.get(f"FAIL_WITHOUT_{name.upper()}") == "1":
+            continue
+        for item in items:
+            if item.get_closest_marker(f"needs_{name}"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("SATURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> Path:
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    return DATA / "hymenoptera"
+
+
+def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
+    """Something like a photograph: smooth random colours, uint8 `[height, width, 3]`."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """`train/` (2 × 12) and `val/` (2 × 5) with JPEGs of several sizes in the classes `ash` and `oak`."""
+    root = tmp_path / "trees"
+    for split, count in (("train", 12), ("val", 5)):
+        for label, name in enumerate(("ash", "oak")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = number + 100 * label + 1000 * (split == "val")
+                pixels = smooth_image(60 + 7 * number, 90 - 3 * number, seed)
+                Image.fromarray(pixels).save(folder / f"{number:02}.jpg", quality=90)
+    return root

@@ -1,0 +1,184 @@
+"""The step against plain PyTorch written out, and evaluation by counting."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from loaders import NO_LABEL, Batch
+from train.learner import Learner, Tally
+from train.models import build_model
+from train.precision import Precision
+from train.recipes import Recipe, Setting, classic, default
+from train.world import World
+
+CPU = torch.device("cpu")
+
+
+def learner(mode: str = "finetune", recipe: Recipe | None = None, precision: str = "fp32", steps: int = 40) -> Learner:
+    torch.manual_seed(0)
+    setting = Setting(mode=mode, images=640, size=32, pretrained=True)  # type: ignore[arg-type]
+    return Learner(
+        build_model("resnet18", 4),
+        mode=mode,  # type: ignore[arg-type]
+        recipe=recipe or classic(setting),
+        steps=steps,
+        device=CPU,
+        precision=Precision(precision),  # type: ignore[arg-type]
+        world=World(),
+    )
+
+
+def batch(seed: int = 0, size: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    return Batch(images, torch.randint(0, 4, (size,), generator=generator))
+
+
+def test_classic_steps_are_plain_sgd() -> None:
+    ours = learner()
+    plain = copy.deepcopy(ours.model).train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
+    ours.start_epoch()
+    for seed in range(3):
+        ours.step(batch(seed), Tally(CPU))
+        optimizer.zero_grad()
+        functional.cross_entropy(plain(batch(seed).images), batch(seed).labels).backward()
+        optimizer.step()
+    for (name, mine), theirs in zip(ours.model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("recipe", [classic, default])
+def test_feature_mode_changes_nothing_but_the_head(recipe: object) -> None:
+    setting = Setting(mode="feature", images=640, size=32, pretrained=True)
+    ours = learner("feature", recipe(setting))  # type: ignore[operator]
+    before = copy.deepcopy(dict(ours.model.named_parameters()))
+    ours.start_epoch()
+    ours.step(batch(), Tally(CPU))
+    changed = {name for name, now in ours.model.named_parameters() if not torch.equal(now, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_the_frozen_backbone_keeps_no_activations_for_autograd() -> None:
+    ours = learner("feature")
+    seen = []
+    ours.model.layer4.register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
+    ours.start_epoch()
+    ours.step(batch(), Tally(CPU))
+    assert seen == [False]
+
+
+@pytest.mark.parametrize(("recipe", "moves"), [(classic, True), (default, False)])
+def test_only_classic_lets_the_frozen_norms_follow_the_data(recipe: object, moves: bool) -> None:
+    setting = Setting(mode="feature", images=640, size=32, pretrained=True)
+    ours = learner("feature", recipe(setting))  # type: ignore[operator]
+    before = ours.model.bn1.running_mean.clone()
+    ours.start_epoch()
+    ours.step(batch(), Tally(CPU))
+    assert torch.equal(ours.model.bn1.running_mean, before) is not moves
+
+
+def test_one_cycle_rises_then_falls_to_nothing() -> None:
+    recipe = default(Setting(mode="finetune", images=640, size=32, pretrained=True))
+    ours = learner(recipe=recipe, steps=30)
+    rates = []
+    ours.start_epoch()
+    for _ in range(30):
+        rates.append(ours.optimizer.param_groups[0]["lr"])
+        ours.step(batch(), Tally(CPU))
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.05)
+    assert 1 <= peak <= 6
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < recipe.learning_rate / 50
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_have_a_schedule_too(steps: int) -> None:
+    ours = learner(recipe=default(Setting(mode="finetune", images=64, size=32, pretrained=True)), steps=steps)
+    ours.start_epoch()
+    for _ in range(steps):
+        ours.step(batch(), Tally(CPU))
+
+
+def test_averaged_weights_follow_the_closed_form() -> None:
+    recipe = default(Setting(mode="finetune", images=640, size=32, pretrained=True))
+    ours = learner(recipe=recipe, steps=100)
+    decay = 1 - 1 / (recipe.ema_horizon * 100)
+    ours.start_epoch()
+    expected = None
+    for seed in range(4):
+        ours.step(batch(seed), Tally(CPU))
+        now = ours.model.fc.weight.detach().clone()
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+    torch.testing.assert_close(ours.evaluated.fc.weight, expected)
+    assert not torch.equal(ours.evaluated.fc.weight, ours.model.fc.weight)
+
+
+def test_evaluation_counts_exactly_and_leaves_padding_out() -> None:
+    ours = learner()
+    images, labels = batch(1, 16)
+    padded = labels.clone()
+    padded[11:] = NO_LABEL
+    score = ours.evaluate([Batch(images, labels), Batch(images, padded)], expected=27)
+    with torch.inference_mode():
+        logits = ours.model.eval()(images)
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    right = logits.argmax(1) == labels
+    assert (score.correct, score.seen) == (int(right.sum() + right[:11].sum()), 27)
+    assert score.loss == pytest.approx(float(losses.sum() + losses[:11].sum()) / 27, rel=1e-5)
+
+
+def test_evaluation_that_saw_too_few_is_not_believed() -> None:
+    with pytest.raises(AssertionError, match="8 samples instead of 9"):
+        learner().evaluate([batch()], expected=9)
+
+
+def test_evaluation_leaves_the_model_as_it_was() -> None:
+    ours = learner()
+    before = copy.deepcopy(ours.model.state_dict())
+    ours.evaluate([batch()], expected=8)
+    assert all(torch.equal(before[name], now) for name, now in ours.model.state_dict().items())
+
+
+def losses(ours: Learner, steps: int) -> list[float]:
+    """Of repeated steps on one batch."""
+    ours.start_epoch()
+    found = []
+    for _ in range(steps):
+        tally = Tally(CPU)
+        ours.step(batch(), tally)
+        found.append(tally.result(World()).loss)
+    return found
+
+
+def test_bf16_learns_what_fp32_learns() -> None:
+    exact, lowered = losses(learner(), 4), losses(learner(precision="bf16"), 4)
+    assert lowered == pytest.approx(exact, rel=0.1)
+
+
+def test_fp16_learns_once_its_scale_has_come_down() -> None:
+    ours = learner(precision="fp16")
+    found = losses(ours, 12)
+    assert found[-1] < 0.7 * found[0]
+    assert ours.model.fc.weight.dtype == torch.float32
+
+
+def test_half_precision_scales_its_loss() -> None:
+    assert learner(precision="fp16").scaler.is_enabled()
+    assert not learner(precision="bf16").scaler.is_enabled()
+
+
+def test_weights_and_gradients_are_channels_last() -> None:
+    ours = learner()
+    ours.start_epoch()
+    ours.step(batch(), Tally(CPU))
+    assert ours.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_goes_down_on_one_batch() -> None:
+    recipe = default(Setting(mode="finetune", images=640, size=32, pretrained=False))
+    found = losses(learner(recipe=recipe, steps=20), 20)
+    assert found[-1] < 0.5 * found[0]

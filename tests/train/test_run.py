@@ -1,0 +1,291 @@
+"""Whole runs through the command line, on small folders of images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train import load_classifier
+from train.__main__ import main
+from train.learner import Learner
+from train.session import Session
+
+FILES = {
+    "config.json", "environment.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt",
+    "model.safetensors", "curves.png",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def arguments(data: Path, out: Path, *more: str, mode: str = "finetune", weights: str = "none") -> list[str]:
+    small = ["--size", "32", "--batch-size", "4", "--precision", "fp32", "--epochs", "2", "--device", "cpu"]
+    return [mode, "--data", str(data), "--out", str(out), "--weights", weights, *small, *more]
+
+
+def read(out: Path, name: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads((out / name).read_text())
+    return content
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "data_wait")} for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["feature", "finetune"])
+@pytest.mark.parametrize("recipe", ["default", "classic"])
+def test_a_run_leaves_what_it_promises(image_folder: Path, tmp_path: Path, mode: str, recipe: str) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--recipe", recipe, mode=mode)) == 0
+    assert {path.name for path in out.iterdir()} == FILES
+    summary = read(out, "summary.json")
+    expected = {"mode": mode, "model": "resnet18", "data": "trees", "loader": "torchvision", "epochs": 2}
+    assert expected.items() <= summary.items()
+    assert summary["val_seen"] == 10
+    assert 0 <= summary["data_wait"] <= 1  # type: ignore[operator]
+    assert summary["parameters_trainable"] == (1026 if mode == "feature" else 11_177_538)
+    assert [row["epoch"] for row in rows(out)] == [1, 2]
+    assert max(row["val_top1"] for row in rows(out)) == summary["val_top1"]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(image_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert main(arguments(image_folder, tmp_path / name, "--seed", seed)) == 0
+    a, b, c = (without_times(rows(tmp_path / name)) for name in "abc")
+    assert a == b
+    assert a != c
+    weights = [torch.load(tmp_path / name / "last.pt", weights_only=True)["learner"]["model"] for name in "ab"]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    steps = 0
+    step = Learner.step
+
+    def killed_at_the_ninth(self: Learner, *given: object) -> None:
+        nonlocal steps
+        step(self, *given)  # type: ignore[arg-type]
+        steps += 1
+        if steps == 9:  # of 6 an epoch: in the middle of the second
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Learner, "step", killed_at_the_ninth)
+    assert main(arguments(image_folder, tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    assert main(arguments(image_folder, tmp_path / "parts", "--resume")) == 0
+    assert steps == 12
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
+    whole, parts = (torch.load(tmp_path / n / "last.pt", weights_only=True)["learner"] for n in ("whole", "parts"))
+    for part in ("model", "average"):
+        assert all(torch.equal(whole[part][key], parts[part][key]) for key in whole[part])
+
+
+def test_a_signal_during_validation_loses_nothing(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    validate = Session._validate
+
+    def interrupted(self: Session, title: str) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return validate(self, title)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_validate", interrupted)
+        assert main(arguments(image_folder, tmp_path / "parts")) == 128 + signal.SIGINT
+    assert main(arguments(image_folder, tmp_path / "parts", "--resume")) == 0
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
+
+
+def test_a_finished_run_resumed_changes_nothing(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out)) == 0
+    before = rows(out)
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    assert rows(out) == before
+
+
+def test_handlers_of_signals_are_put_back(image_folder: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert main(arguments(image_folder, tmp_path / "run")) == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_out_of_time_ends_in_order(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--max-minutes", "0.0001", "--epochs", "50")) == 0
+    assert read(out, "summary.json")["epochs"] == 1
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_limits_take_a_mixed_share(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--train-limit", "9", "--val-limit", "7", "--epochs", "1")) == 0
+    assert read(out, "summary.json")["val_seen"] == 7
+
+
+def test_the_baseline_loader_trains_too(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--loader", "baseline", "--epochs", "1")) == 0
+    assert read(out, "summary.json")["loader"] == "baseline"
+
+
+def test_two_colours_are_told_apart(tmp_path: Path) -> None:
+    for split, count in (("train", 40), ("val", 10)):
+        for name, colour in (("blue", (30, 40, 200)), ("red", (200, 40, 30))):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = np.random.default_rng(number).integers(-30, 30, (40, 48, 3))
+                pixels = np.clip(noise + colour, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.png")
+    out = tmp_path / "run"
+    assert main(arguments(tmp_path / "data", out, "--epochs", "4")) == 0
+    assert read(out, "summary.json")["val_top1"] == 1.0
+    classify = load_classifier(out)
+    probabilities = classify(tmp_path / "data" / "val" / "red" / "3.png")
+    assert next(iter(probabilities)) == "red"
+    assert sum(probabilities.values()) == pytest.approx(1)
+
+
+def test_the_exported_classifier_agrees_with_validation(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out)) == 0
+    classify = load_classifier(out)
+    paths = sorted((image_folder / "val").rglob("*.jpg"))
+    right = sum(next(iter(classify(path))) == path.parent.name for path in paths)
+    assert right / len(paths) == read(out, "summary.json")["val_top1"]
+
+
+def test_best_weights_of_one_run_start_another(image_folder: Path, tmp_path: Path) -> None:
+    assert main(arguments(image_folder, tmp_path / "a")) == 0
+    for weights in ("best.pt", "model.safetensors"):
+        out = tmp_path / f"from-{weights}"
+        assert main(arguments(image_folder, out, "--epochs", "1", weights=str(tmp_path / "a" / weights))) == 0
+
+
+def test_a_bad_image_is_named_or_skipped(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(150):  # so that one is less than a hundredth
+        source = image_folder / "train" / "oak" / "00.jpg"
+        (image_folder / "train" / "oak" / f"copy{number}.jpg").write_bytes(source.read_bytes())
+    (image_folder / "train" / "ash" / "99.jpg").write_bytes(b"\xff\xd8\xff not a photograph")
+    assert main(arguments(image_folder, tmp_path / "a")) == 2
+    assert "99.jpg" in capsys.readouterr().err
+    assert main(arguments(image_folder, tmp_path / "b", "--on-bad-image", "skip", "--epochs", "1")) == 0
+    assert "99.jpg" in capsys.readouterr().out
+    assert read(tmp_path / "b", "summary.json")["bad_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--loader", "warp"], "LOADER=warp"),
+        (["--batch-size", "100"], "smaller batch"),
+        (["--weights", "/no/weights.pth"], "/no/weights.pth"),
+        (["--device", "cuda"], "no GPU"),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    if more[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert main(arguments(image_folder, tmp_path / "run", *more)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["fintune"], "finetune"),
+        (["finetune", "--epoch", "3"], "--epochs"),
+        (["feature", "--size", "wide"], "--size"),
+        (["feature", "--loader"], "--loader"),
+        (["feature", "--epochs", "0"], "--epochs 0"),
+        (["feature", "--lr", "-1"], "--lr -1"),
+        (["feature", "--size", "16"], "--size 16"),
+        (["feature", "--resume"], "--out"),
+    ],
+)
+def test_a_mistaken_option_ends_with_code_2_and_says_which(
+    wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(wrong)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "run", "--epochs", "1")) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert main(arguments(image_folder, tmp_path / "run")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("different", [["--lr", "0.5"], ["--seed", "9"]])
+def test_resuming_with_other_options_is_refused(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], different: list[str]
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "run")) == 0
+    assert main(arguments(image_folder, tmp_path / "run", "--resume", *different)) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "run", "--lr", "1e20")) == 2
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_without_network_other_data_stop_and_name_the_way_out(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    assert main(arguments(image_folder, tmp_path / "run", weights="imagenet")) == 2
+    assert "WEIGHTS=none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_train_as_one(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    done = subprocess.run(
+        [*launch, *arguments(image_folder, out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1
+    assert read(out, "summary.json")["val_seen"] == 10
+    assert {path.name for path in out.iterdir()} == FILES

@@ -1,0 +1,29 @@
+"""`python -m train {feature,finetune}`."""
+
+import sys
+
+import torch
+
+from loaders import InputError
+from train.options import parse_options
+from train.run import run
+from train.session import InterruptedRunError
+from train.world import joined_world
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses, trains, and says in one message what the user gave that cannot be used (exit code 2)."""
+    try:
+        options = parse_options(arguments)
+        with joined_world(use_cuda=options.device != "cpu" and torch.cuda.is_available()) as world:
+            run(options, world)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except InterruptedRunError as interrupted:
+        return interrupted.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

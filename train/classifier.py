@@ -1,0 +1,64 @@
+"""A trained model put to use."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import transforms
+from torchvision.models import ResNet
+
+from loaders import InputError
+from train.folder import CONFIG, WEIGHTS
+from train.models import build_model
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Call it with an image, or use its parts: the model, its preprocessing and its labels."""
+
+    model: ResNet
+    """In evaluation mode."""
+    preprocess: Callable[[Image.Image], Tensor]
+    """Pillow image → `[3, S, S]`, as in validation."""
+    labels: tuple[str, ...]
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image | Path | str) -> dict[str, float]:
+        """Label → probability, the likeliest first."""
+        if not isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(Image.open(image))
+        device = next(self.model.parameters()).device
+        logits: Tensor = self.model(self.preprocess(image.convert("RGB"))[None].to(device))
+        probabilities = logits.softmax(1)[0].tolist()
+        ranked = sorted(zip(self.labels, probabilities, strict=True), key=lambda pair: -pair[1])
+        return dict(ranked)
+
+
+def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier in a run's folder.
+
+    Raises:
+        InputError: when the folder holds no finished run.
+    """
+    folder = Path(folder)
+    try:
+        told = json.loads((folder / CONFIG).read_text())["model"]
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no finished run: {error.filename or error} is missing") from error
+    model = build_model(told["architecture"], told["num_classes"])
+    model.load_state_dict(state)
+    preprocess = transforms.Compose(
+        [
+            transforms.Resize(told["resize"]),
+            transforms.CenterCrop(told["size"]),
+            transforms.ToTensor(),
+            transforms.Normalize(told["mean"], told["std"]),
+        ]
+    )
+    return Classifier(model.eval().to(device), preprocess, tuple(told["label_names"]))

@@ -1,0 +1,128 @@
+"""A run's folder: what a run leaves behind, each file written whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import PIL
+import safetensors.torch
+import torch
+import torchvision
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from loaders import InputError
+from loaders.machine import usable_cores
+
+CONFIG, WEIGHTS, LAST, BEST = "config.json", "model.safetensors", "last.pt", "best.pt"
+
+
+class RunFolder:
+    """`config.json` (options, recipe, and what the model needs to be used), `environment.json`, `metrics.jsonl`
+    (a line per epoch), `summary.json`, `last.pt` (to resume from), `best.pt`, `model.safetensors`, `curves.png`.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        """Makes the folder.
+
+        Raises:
+            InputError: when it holds another run and is not resumed, holds none to resume, or cannot be made.
+        """
+        self.path = path
+        if resume and not (path / LAST).is_file():
+            raise InputError(f"--resume: {path} holds no {LAST} to go on from")
+        if not resume and (path / CONFIG).exists():
+            raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"OUT: {path} cannot be made: {error.strerror}") from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._write(name, lambda part: part.write_text(json.dumps(content, indent=2, default=str) + "\n"))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / name).read_text())
+        return content
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """All epochs so far, a line each."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        self._write("metrics.jsonl", lambda part: part.write_text(lines))
+
+    def save(self, name: str, content: Mapping[str, Any]) -> None:
+        """A checkpoint of plain containers and tensors, which `torch.load(weights_only=True)` reads."""
+        self._write(name, lambda part: torch.save(dict(content), part))
+
+    def load(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        return content
+
+    def save_model(self, state: Mapping[str, Tensor]) -> None:
+        """The weights alone, in the order of memory that others expect."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        self._write(WEIGHTS, lambda part: part.write_bytes(safetensors.torch.save(plain)))
+
+    def draw_curves(self, rows: list[dict[str, Any]]) -> None:
+        self._write("curves.png", lambda part: _curves(rows).savefig(part, format="png", dpi=120))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        part = self.path / f"{name}.part"
+        try:
+            write(part)
+            os.replace(part, self.path / name)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise InputError(f"{self.path / name} cannot be written: {error.strerror}") from error
+
+
+def _curves(rows: list[dict[str, Any]]) -> Figure:
+    """Loss and accuracy of training and validation over the epochs."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for axes, quantity, title in zip(
+        figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1 accuracy"), strict=True
+    ):
+        for split, style in (("train", "--"), ("val", "-")):
+            axes.plot(epochs, [row[f"{split}_{quantity}"] for row in rows], style, marker=".", label=split)
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def describe_environment() -> dict[str, Any]:
+    """What the numbers of a run may depend on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version()} | {
+        module.__name__: module.__version__ for module in (torch, torchvision, np, PIL, matplotlib)
+    }
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        "versions": versions | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "usable_cores": usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changed)

@@ -1,0 +1,198 @@
+"""The step: forward, backward, update; and evaluation. Knows nothing of where batches come from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import ResNet
+
+from loaders import NO_LABEL, Batch
+from train.models import freeze_backbone, set_training_mode
+from train.precision import Precision
+from train.recipes import Mode, Recipe
+from train.world import World
+
+_WARM_UP = 0.1  # share of the steps in which the one-cycle learning rate rises
+
+
+class Tally:
+    """Loss and correct predictions over many batches; exact counts, kept on the device until asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # correct, seen
+
+    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: the sum of its losses, its logits `[B, C]`, its labels `[B]` (`NO_LABEL` is not counted)."""
+        self._loss_sum += loss_sum
+        self._counts += torch.stack([(logits.argmax(1) == labels).sum(), (labels != NO_LABEL).sum()])
+
+    def result(self, world: World) -> "Score":
+        """Over all processes. Waits for the device."""
+        correct, seen = world.sum(self._counts.clone()).tolist()
+        return Score(world.sum(self._loss_sum.clone()).item(), correct, seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's share, as plain values."""
+        return {"loss_sum": self._loss_sum.item(), "counts": self._counts.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loss_sum.fill_(state["loss_sum"])
+        self._counts.copy_(torch.tensor(state["counts"]))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a tally comes to."""
+
+    loss_sum: float
+    correct: int
+    seen: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.loss_sum / max(1, self.seen)
+
+    @property
+    def top1(self) -> float:
+        """Share predicted correctly, 0 to 1."""
+        return self.correct / max(1, self.seen)
+
+
+class Learner:
+    """A model, what updates it, and the running average of its weights where the recipe has one."""
+
+    def __init__(
+        self,
+        model: ResNet,
+        *,
+        mode: Mode,
+        recipe: Recipe,
+        steps: int,
+        device: torch.device,
+        precision: Precision,
+        world: World,
+        compiled: bool = False,
+    ) -> None:
+        """Moves `model` to the device. `steps`: how many the whole run has; the schedule spans them."""
+        self.device, self.precision, self.world = device, precision, world
+        self._recipe, self._head_only = recipe, mode == "feature"
+        if self._head_only:
+            freeze_backbone(model)
+        self.model: ResNet = model.to(device, memory_format=torch.channels_last)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = _optimizer(trained, recipe)
+        self.scheduler = _scheduler(self.optimizer, recipe, steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scales_loss)
+        self._average = _average(model, recipe, steps)
+        if compiled:  # in place, so that the names in the state dict stay as they are
+            for network in {id(n): n for n in (self.model, self.evaluated)}.values():
+                network.compile()
+        self._forward: nn.Module = self.model
+        if world.size > 1:
+            on = [device] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self.model, device_ids=on, gradient_as_bucket_view=True)
+
+    @property
+    def evaluated(self) -> ResNet:
+        """The model that counts: the averaged one where there is one."""
+        return self.model if self._average is None else self._average.module
+
+    def start_epoch(self) -> None:
+        """Puts every layer into the mode it is trained in; evaluation leaves them otherwise."""
+        set_training_mode(self.model, head_only=self._head_only, norm_in_train_mode=self._recipe.norm_in_train_mode)
+
+    def step(self, batch: Batch, tally: Tally) -> None:
+        """One update. Nothing here waits for the device."""
+        logits = self._logits(self._forward, batch.images)
+        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+        logits = logits.detach()
+        tally.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[Batch], expected: int) -> Score:
+        """Exact counts over `batches`, over all processes.
+
+        Args:
+            expected: how many samples must have been seen in the end; a difference is a bug here.
+        """
+        network = self.evaluated.eval()
+        tally = Tally(self.device)
+        for images, labels in batches:
+            logits = self._logits(network, images)
+            tally.add(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"), logits, labels)
+        score = tally.result(self.world)
+        assert score.seen == expected, f"evaluated {score.seen} samples instead of {expected}"
+        return score
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.lowered):
+            logits: Tensor = network(images)
+        return logits.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, in plain containers and tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> Optimizer:
+    if recipe.optimizer == "adamw":
+        return AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = SGD(
+        trained,
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=True,
+    )
+    # Left to itself, fused SGD (torch 2.11 to 2.15) makes its buffers on the first step without clearing them,
+    # and where a scaled loss overflows then, skips filling them too: garbage, later NaN.
+    for parameter in trained:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _scheduler(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    """Per step. One cycle (Smith and Topin, arXiv 1708.07120) as torch has it: up, then down along a cosine."""
+    if recipe.schedule == "constant":
+        return LambdaLR(optimizer, lambda _: 1.0)
+    total = max(steps, round(2 / _WARM_UP))  # so that even the shortest run has a rise to divide by
+    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total + 1, pct_start=_WARM_UP, cycle_momentum=False)
+
+
+def _average(model: ResNet, recipe: Recipe, steps: int) -> AveragedModel | None:
+    """An exponential moving average of weights and BatchNorm statistics over the recipe's horizon."""
+    if not recipe.ema_horizon:
+        return None
+    decay = 1 - 1 / max(1.0, recipe.ema_horizon * steps)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

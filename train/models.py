@@ -1,0 +1,127 @@
+"""Models: torchvision's ResNets, their weights, and what of them is trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import ResNet, WeightsEnum
+
+from loaders import InputError
+
+Architecture = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+]  # fmt: skip
+
+_HEAD = "fc."
+
+
+def build_model(architecture: Architecture, classes: int) -> ResNet:
+    """A ResNet with random weights (from torch's generator) and a head for `classes` classes."""
+    model: ResNet = models.get_model(architecture, weights=None, num_classes=classes)
+    return model
+
+
+def freeze_backbone(model: ResNet) -> None:
+    """Leaves only the head to be trained."""
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
+
+
+def set_training_mode(model: ResNet, *, head_only: bool, norm_in_train_mode: bool) -> None:
+    """Train mode; with a frozen backbone only where its BatchNorm is to use each batch's statistics."""
+    model.train(not head_only or norm_in_train_mode)
+    model.fc.train()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters there are, and how many of them are trained."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+class WeightsUnavailableError(InputError):
+    """ImageNet weights are neither cached nor to be downloaded."""
+
+
+def load_weights(model: ResNet, weights: str, architecture: Architecture) -> str:
+    """Loads weights into `model`, in place, and says which in a few words.
+
+    Args:
+        weights: "imagenet" (torchvision's, from its cache or downloaded), "none", or a file with a
+            state dict (`.pth`, `.pt` or `.safetensors`). A head of another size is left out.
+
+    Raises:
+        WeightsUnavailableError: when torchvision's are neither cached nor can be downloaded.
+        InputError: when a file cannot be read or does not fit; the message names the keys.
+    """
+    if weights == "none":
+        return "random"
+    if weights == "imagenet":
+        enum = models.get_model_weights(architecture).DEFAULT
+        fit_state(model, _download(enum), str(enum))
+        return f"ImageNet ({enum})"
+    fit_state(model, read_state(Path(weights).expanduser()), weights)
+    return weights
+
+
+def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
+    try:
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a damaged download
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        raise WeightsUnavailableError(
+            f"the ImageNet weights are not in {file} and could not be downloaded ({error}).\n"
+            f"Fetch {weights.url} elsewhere and put it there, give another file with WEIGHTS=FILE, "
+            "or insist on random weights with WEIGHTS=none."
+        ) from error
+    return state
+
+
+def read_state(file: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file; where it lies under "model" or "state_dict" beside other things, only that."""
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"WEIGHTS: there is no file {file} (nor weights of that name: imagenet, none)") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"WEIGHTS: {file} cannot be read as weights: {error}") from error
+    except Exception as error:  # torch.load says so in a pickle error of its own, which also names objects it refuses
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"WEIGHTS: {file} is not a plain state dict: {said}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"WEIGHTS: {file} holds no state dict (names → tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's
+
+
+def fit_state(model: ResNet, state: Mapping[str, Tensor], origin: str) -> None:
+    """Loads `state` into `model`; a head of another size is left out, all else must fit."""
+    own: dict[str, Any] = model.state_dict()
+    new = dict(state)
+    if any(name in new and new[name].shape != own[name].shape for name in own if name.startswith(_HEAD)):
+        new = {name: tensor for name, tensor in new.items() if not name.startswith(_HEAD)}
+    complaints = {
+        "missing": [n for n in own if n not in new and not n.startswith(_HEAD) and "num_batches_tracked" not in n],
+        "unknown": [n for n in new if n not in own],
+        "of another shape": [n for n in new if n in own and new[n].shape != own[n].shape],
+    }
+    if found := "; ".join(f"{what}: {_some(names)}" for what, names in complaints.items() if names):
+        raise InputError(f"WEIGHTS: {origin} does not fit a {type(model).__name__} as asked for (--model): {found}")
+    model.load_state_dict(new, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

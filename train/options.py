@@ -1,0 +1,82 @@
+"""The options of `python -m train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from loaders import InputError
+from train.models import Architecture
+from train.precision import PrecisionName
+from train.recipes import Mode, RecipeName
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains a classifier on labelled images, from ImageNet weights."""
+
+    mode: tyro.conf.Positional[Mode]
+    """feature: a new head on a frozen backbone; finetune: all weights."""
+    data: str = "sample"
+    """sample (generated), cifar10 (downloaded), or an image folder: train/ and val/, or a folder per class."""
+    root: Path = Path("data")
+    """Where named data sets lie, or are put."""
+    loader: str = "auto"
+    """auto, torchvision, or baseline (the ordinary loader, to compare with)."""
+    model: Architecture = "resnet18"
+    """Which of torchvision's ResNets."""
+    weights: str = "imagenet"
+    """imagenet (torchvision's, cached or downloaded), none, or a file: .pth, .pt, .safetensors."""
+    recipe: RecipeName = "default"
+    """default, or classic: the blog post's setting."""
+    epochs: int | None = None
+    """The recipe's, unless given."""
+    batch_size: int | None = None
+    """Images per step and GPU; the recipe's, unless given."""
+    lr: float | None = None
+    """Highest learning rate; the recipe's, unless given."""
+    size: int | None = None
+    """Side of the images in pixels: 224, unless given (96 for the sample without a GPU)."""
+    train_limit: int | None = None
+    """Train on this many images only, drawn at random, always the same."""
+    val_limit: int | None = None
+    """Evaluate on this many images only, drawn at random, always the same."""
+    max_minutes: float | None = None
+    """Stop training after this long, evaluate, and finish in order."""
+    seed: int = 0
+    """Of the new head, the order and the augmentation."""
+    deterministic: bool = False
+    """Deterministic GPU kernels: the same numbers each time, more slowly. A CPU needs no asking."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    precision: PrecisionName = "auto"
+    """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model; auto: on a GPU."""
+    workers: int | None = None
+    """Threads that decode and resize; all usable cores, unless given."""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    """What to do about images that cannot be decoded; up to 1 % can be skipped."""
+    out: Path | None = None
+    """The run's folder; runs/MODE-DATA-TIME, unless given."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the interrupted run in the folder given with --out."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "workers"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{_flag(name)} {value}: expected more than 0")
+        if self.size is not None and self.size < 32:
+            raise InputError(f"--size {self.size}: a ResNet needs 32 pixels or more")
+        if self.resume and self.out is None:
+            raise InputError("--resume: name the run's folder with --out (OUT=...)")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_options(arguments: list[str] | None = None) -> Options:
+    """Options from the command line; a mistake there ends the program with a message and code 2."""
+    return tyro.cli(Options, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))

@@ -1,0 +1,152 @@
+"""From options to everything a run needs."""
+
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import ResNet
+
+from loaders import InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
+from loaders.machine import usable_cores
+from train.console import Reporter
+from train.folder import RunFolder
+from train.learner import Learner
+from train.models import WeightsUnavailableError, build_model, count_parameters, load_weights
+from train.options import Options
+from train.precision import Precision, choose_precision
+from train.recipes import RECIPES, Recipe, Setting
+from train.session import Session, device_name
+from train.stopping import StopRequest
+from train.world import World
+
+
+def prepare(options: Options, world: World, reporter: Reporter, stop: StopRequest) -> Session:
+    device = _device(options, world)
+    _make_repeatable(options)
+    with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
+        train, val = open_data(options.data, root=options.root, progress=lambda done, total: show(done, total, ""))
+    train = train.take(options.train_limit or len(train))
+    val = val.take(options.val_limit or len(val))
+    with world.main_first():
+        model, weights = _model(options, train, reporter)
+    precision = choose_precision(options.precision, device)
+    recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
+    train_loader, val_loader = _loaders(options, train, val, recipe, precision, device, world)
+    compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
+    learner = Learner(
+        model,
+        mode=options.mode,
+        recipe=recipe,
+        steps=recipe.epochs * len(train_loader),
+        device=device,
+        precision=precision,
+        world=world,
+        compiled=compiled,
+    )
+    out = options.out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
+    session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
+    total, trainable = count_parameters(model)
+    _, why = choose_loader(options.loader)
+    reporter.facts(
+        {
+            "mode": f"{options.mode}, recipe {options.recipe}: {_told(recipe)}",
+            "data": f"{train.name}, {len(train_loader.ids):,} images to train on, "
+            f"{len(val_loader.ids):,} to validate, {len(train.classes)} classes, at {recipe.size} px",
+            "model": f"{options.model}, {weights} weights, {total:,} parameters, {trainable:,} trained",
+            "loader": f"{train_loader.name} ({why})",
+            "device": f"{device_name(device)}{f' × {world.size}' if world.size > 1 else ''}, {precision}"
+            f"{', compiled' if compiled else ''}",
+            "out": str(out),
+        }
+    )
+    if train_loader.bad_images or val_loader.bad_images:
+        bad = [*train_loader.bad_images, *val_loader.bad_images]
+        reporter.warn(f"{len(bad)} images cannot be decoded and are left out: " + "; ".join(map(str, bad[:5])))
+    session.open_folder()
+    return session
+
+
+def _device(options: Options, world: World) -> torch.device:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world.local_rank >= torch.cuda.device_count():
+        raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
+    return torch.device("cuda", world.local_rank)
+
+
+def _make_repeatable(options: Options) -> None:
+    torch.manual_seed(options.seed)
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
+def _model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet, str]:
+    model = build_model(options.model, len(train.classes))
+    try:
+        return model, load_weights(model, options.weights, options.model)
+    except WeightsUnavailableError as error:
+        if options.data != "sample":
+            raise
+        reporter.warn(f"{error}\nThe embedded sample can be learnt without: going on from random weights.")
+        return model, "random"
+
+
+def _recipe(options: Options, train: Source, device: torch.device, *, pretrained: bool, world: World) -> Recipe:
+    small = options.data == "sample" and device.type == "cpu"
+    setting = Setting(
+        mode=options.mode,
+        images=len(train),
+        size=options.size or (96 if small else 224),
+        pretrained=pretrained,
+        world_size=world.size,
+    )
+    recipe = RECIPES[options.recipe](setting)
+    chosen: dict[str, Any] = {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.lr,
+    }
+    return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _loaders(
+    options: Options,
+    train: Source,
+    val: Source,
+    recipe: Recipe,
+    precision: Precision,
+    device: torch.device,
+    world: World,
+) -> tuple[Loader, Loader]:
+    config = LoaderConfig(
+        spec=recipe.train_spec,
+        training=True,
+        batch_size=recipe.batch_size,
+        seed=options.seed,
+        device=device,
+        dtype=precision.dtype,
+        rank=world.rank,
+        world_size=world.size,
+        workers=options.workers or max(1, usable_cores() // world.local_size),
+        on_bad_image=options.on_bad_image,
+    )
+    return (
+        build_loader(train, config, loader=options.loader),
+        build_loader(val, replace(config, spec=recipe.eval_spec, training=False), loader=options.loader),
+    )
+
+
+def _told(recipe: Recipe) -> str:
+    return (
+        f"{recipe.epochs} epochs, batches of {recipe.batch_size}, "
+        f"{recipe.optimizer} {recipe.learning_rate:.2g}, {recipe.schedule.replace('_', ' ')}"
+    )

@@ -1,0 +1,251 @@
+"""A run under way: its epochs, its state, and what it says and writes."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from loaders import InputError, Loader
+from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.machine import usable_cores
+from train.clock import EpochClock
+from train.console import Reporter
+from train.folder import BEST, CONFIG, LAST, RunFolder, describe_environment
+from train.learner import Learner, Score, Tally
+from train.models import count_parameters
+from train.options import Options
+from train.recipes import Recipe
+from train.stopping import StopRequest
+from train.world import World
+
+_STEPS_BETWEEN_REMARKS = 10
+
+
+class InterruptedRunError(Exception):
+    """A signal asked the run to stop; where it stands has been saved."""
+
+    def __init__(self, request: StopRequest) -> None:
+        assert request.signal is not None
+        super().__init__(request.signal.name)
+        self.exit_code = 128 + request.signal
+
+
+@dataclass
+class Session:
+    """A run under way."""
+
+    options: Options
+    recipe: Recipe
+    learner: Learner
+    train_loader: Loader
+    val_loader: Loader
+    folder: RunFolder | None
+    """None on processes that write nothing."""
+    reporter: Reporter
+    stop: StopRequest
+    world: World
+
+    def __post_init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.tally = Tally(self.learner.device)
+        self.seconds_before = 0.0  # of earlier sittings of a resumed run
+        self.started = time.perf_counter()
+
+    def open_folder(self) -> None:
+        """Writes what is known beforehand, or takes up an interrupted run."""
+        if self.options.resume:
+            self._resume()
+        elif self.folder is not None:
+            self.folder.write_json(CONFIG, self._config())
+        if self.world.is_main and self.folder is not None:
+            self.folder.write_json("environment.json", describe_environment())
+
+    def train(self) -> None:
+        """All epochs that are left, or as many as time allows."""
+        for epoch in range(self.train_loader.epoch, self.recipe.epochs):
+            if len(self.rows) > epoch:  # a resumed run that had just evaluated this one
+                continue
+            self.train_loader.set_epoch(epoch)
+            self._epoch(epoch)
+            if self.world.any(self.stop.out_of_time, self.learner.device):
+                self.reporter.say(f"--max-minutes {self.options.max_minutes:g}: stopping after epoch {epoch + 1}")
+                break
+
+    def conclude(self) -> dict[str, Any]:
+        """Writes the result and says where it lies."""
+        best = max(self.rows, key=lambda row: row["val_top1"])
+        summary = self._summary(best)
+        if self.world.is_main and self.folder is not None:
+            self.folder.save_model(self.folder.load(BEST)["model"])
+            self.folder.write_json("summary.json", summary)
+            self._tell(summary)
+        return summary
+
+    def _epoch(self, epoch: int) -> None:
+        title = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        clock = EpochClock(self.learner.device)
+        self.learner.start_epoch()
+        with self.reporter.progress(title) as show:
+            total = len(self.train_loader)
+            for done, batch in enumerate(clock.watch(self.train_loader), 1):
+                self.learner.step(batch, self.tally)
+                if done % _STEPS_BETWEEN_REMARKS == 0:
+                    show(done, total, _pace(clock))
+                    if self.stop.out_of_time and self.world.size == 1:
+                        break
+                self._heed_signals()
+        trained = self.tally.result(self.world)
+        if not trained.loss_sum < float("inf"):
+            raise InputError(
+                f"the training loss is {trained.loss}: it diverged. Choose a smaller --lr, or --precision fp32."
+            )
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": trained.loss,
+            "train_top1": trained.top1,
+            "seconds": clock.seconds,
+            "images_per_second": clock.images_per_second * self.world.size,
+            "data_wait": clock.data_wait,
+            "learning_rate": self.learner.scheduler.get_last_lr()[0],
+        }
+        validated = self._validate(title)
+        self.rows.append({**row, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen})
+        self.tally = Tally(self.learner.device)
+        self.reporter.say(_line(title, self.rows[-1]))
+        self._keep()
+
+    def _validate(self, title: str) -> Score:
+        def heeding() -> Iterator[Any]:
+            for done, batch in enumerate(self.val_loader, 1):
+                yield batch
+                show(done, len(self.val_loader), "validation")
+                self._heed_signals()
+
+        with self.reporter.progress(title) as show:
+            return self.learner.evaluate(heeding(), expected=len(self.val_loader.ids))
+
+    def _heed_signals(self) -> None:
+        """Saves and stops, when asked to. Of several processes each is asked, and each stops on its own."""
+        if self.stop.signal is None:
+            return
+        if self.world.is_main and self.folder is not None:
+            self.folder.save(LAST, self.state_dict())
+            how = f"the same options, OUT={self.folder.path} and ARGS=--resume"
+            self.reporter.say(f"\n{self.stop.signal.name}: saved. To go on: {how}")
+        raise InterruptedRunError(self.stop)
+
+    def _keep(self) -> None:
+        """After each epoch: everything needed to go on, and the best model so far."""
+        if self.folder is None or not self.world.is_main:
+            return
+        if self.rows[-1] is max(self.rows, key=lambda row: row["val_top1"]):
+            best = self.rows[-1]
+            state = self.learner.evaluated.state_dict()
+            self.folder.save(BEST, {"model": state, "epoch": best["epoch"], "val_top1": best["val_top1"]})
+        self.folder.save(LAST, self.state_dict())
+        self.folder.write_metrics(self.rows)
+        self.folder.draw_curves(self.rows)
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the run's future depends on."""
+        return {
+            "learner": self.learner.state_dict(),
+            "loader": self.train_loader.state_dict(),
+            "tally": self.tally.state_dict(),
+            "rows": self.rows,
+            "seconds": self._seconds(),
+            "recipe": repr(self.recipe),
+        }
+
+    def _resume(self) -> None:
+        assert self.folder is not None
+        state = self.folder.load(LAST)
+        if state["recipe"] != repr(self.recipe):
+            raise InputError(
+                f"--resume: {self.folder.path} was trained by another recipe:\n"
+                f"  {state['recipe']}\nnot\n  {self.recipe}\nGive the same options as before."
+            )
+        self.train_loader.load_state_dict(state["loader"])
+        self.learner.load_state_dict(state["learner"])
+        self.tally.load_state_dict(state["tally"])
+        self.rows, self.seconds_before = state["rows"], state["seconds"]
+        self.reporter.say(
+            f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
+            f"{self.train_loader.epoch + 1} are left"
+        )
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    # --- telling --------------------------------------------------------------------------------
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "options": asdict(self.options),
+            "recipe": asdict(self.recipe),
+            "model": {
+                "architecture": self.options.model,
+                "num_classes": len(self.train_loader.source.classes),
+                "label_names": list(self.train_loader.source.classes),
+                "resize": self.recipe.eval_spec.crop.resize,  # type: ignore[union-attr]
+                "size": self.recipe.size,
+                "mean": IMAGENET_MEAN,
+                "std": IMAGENET_STD,
+            },
+        }
+
+    def _summary(self, best: dict[str, Any]) -> dict[str, Any]:
+        total, trainable = count_parameters(self.learner.model)
+        seconds = sum(row["seconds"] for row in self.rows)
+        return {
+            "mode": self.options.mode,
+            "model": self.options.model,
+            "data": self.train_loader.source.name,
+            "loader": self.train_loader.name,
+            "recipe": self.options.recipe,
+            "device": device_name(self.learner.device),
+            "precision": str(self.learner.precision),
+            "epochs": len(self.rows),
+            "best_epoch": best["epoch"],
+            "seconds": self._seconds(),
+            "val_top1": best["val_top1"],
+            "val_loss": best["val_loss"],
+            "val_seen": best["val_seen"],
+            "last_val_top1": self.rows[-1]["val_top1"],
+            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in self.rows) / seconds,
+            "data_wait": sum(r["data_wait"] * r["seconds"] for r in self.rows) / seconds,
+            "parameters_total": total,
+            "parameters_trainable": trainable,
+            "bad_images": len(self.train_loader.bad_images) + len(self.val_loader.bad_images),
+        }
+
+    def _tell(self, summary: dict[str, Any]) -> None:
+        assert self.folder is not None
+        chance = 1 / len(self.train_loader.source.classes)
+        self.reporter.say(
+            f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images (chance {chance:.0%}), "
+            f"epoch {summary['best_epoch']} of {summary['epochs']}, in {summary['seconds']:.0f} s\n"
+            f"{self.folder.path} holds the weights (model.safetensors), curves.png and all figures. To use it:\n"
+            f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'
+            '    classify("photo.jpg")  # {label: probability}'
+        )
+
+
+def _pace(clock: EpochClock) -> str:
+    return f"{clock.images_per_second:,.0f} images/s, waiting for data {clock.data_wait:.0%}"
+
+
+def _line(title: str, row: dict[str, Any]) -> str:
+    return (
+        f"{title}  train loss {row['train_loss']:.3f} top-1 {row['train_top1']:.1%}"
+        f"  val loss {row['val_loss']:.3f} top-1 {row['val_top1']:.1%}"
+        f"  {row['seconds']:.1f} s  {row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {usable_cores()} cores"
