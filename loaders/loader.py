@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from loaders import order
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.errors import BadImage, BadImageError, InputError
 from loaders.plan import PlanSpec
-from loaders.sources.base import Source, digest
+from loaders.sources.base import Source
 
 NO_LABEL = -100
 """The label of padding in an evaluation's last batch: `cross_entropy` ignores it, no prediction equals it."""
@@ -55,12 +56,15 @@ class LoaderConfig:
     rank: int = 0
     world_size: int = 1
     workers: int | None = None
-    """Threads that decode and resize; as many as there are usable cores for this rank."""
+    """Threads that decode and resize; all usable cores, unless given: several ranks on a machine share them."""
     on_bad_image: Literal["raise", "skip"] = "raise"
 
-    @property
-    def last(self) -> Literal["drop", "pad"]:
-        return "drop" if self.training else "pad"
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "world_size", "workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} = {value}: expected 1 or more")
+        if not 0 <= self.rank < self.world_size:
+            raise InputError(f"rank = {self.rank}: expected 0 to world_size - 1 = {self.world_size - 1}")
 
 
 class Loader(ABC):
@@ -85,12 +89,13 @@ class Loader(ABC):
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         self.source = source
         self.config = config
-        self.bad_images: list[BadImage] = []
+        self._bad = dict(source.bad)
         self.ids = self._good_ids()
         self._epoch = 0
         self._start = 0  # samples of the epoch that an earlier run has delivered, over all ranks
         self._delivered = 0
-        self._running: Generator[Batch, None, None] | None = None
+        # Weak, so that breaking out of a loop ends the iteration at once, as nobody else holds it then.
+        self._running: ReferenceType[Generator[Batch, None, None]] | None = None
         if not self._count(0):
             raise InputError(
                 f"{source.name}: {len(self.ids)} images are fewer than one batch of "
@@ -103,8 +108,9 @@ class Loader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._running = self._iterate()
-        return self._running
+        iteration = self._iterate()
+        self._running = ref(iteration)
+        return iteration
 
     def __enter__(self) -> Self:
         return self
@@ -116,9 +122,9 @@ class Loader(ABC):
 
     def close(self) -> None:
         """Ends the current iteration, if any, and frees what it holds."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        if self._running is not None and (iteration := self._running()) is not None:
+            iteration.close()
+        self._running = None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses order and plans of the next iteration; the epoch it is in already changes nothing."""
@@ -158,7 +164,8 @@ class Loader(ABC):
         with closing(self._produce(start)) as produced:
             for batch in produced:
                 delivered = self._delivered + self.config.batch_size * self.config.world_size
-                self._delivered = min(delivered, len(self.ids))
+                # What training drops at the end counts as delivered with the last batch: the epoch is over.
+                self._delivered = delivered if delivered < len(self.ids) and self._count(delivered) else len(self.ids)
                 yield batch
 
     def sequence(self) -> NDArray[np.int64]:
@@ -173,39 +180,53 @@ class Loader(ABC):
         return order.batches(
             self.sequence(),
             batch_size=config.batch_size,
-            last=config.last,
+            last=self._last,
             rank=config.rank,
             world_size=config.world_size,
             start=start,
         )
 
+    @property
+    def _last(self) -> Literal["drop", "pad"]:
+        """What becomes of an incomplete last batch."""
+        return "drop" if self.config.training else "pad"
+
     def _count(self, start: int) -> int:
         config = self.config
         return order.count_batches(
-            len(self.ids), batch_size=config.batch_size, last=config.last, world_size=config.world_size, start=start
+            len(self.ids), batch_size=config.batch_size, last=self._last, world_size=config.world_size, start=start
         )
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a state to mean the same samples and plans here."""
         return {
-            "data": f"{self.source.name} {self.source.fingerprint}",
+            "data": self.source.fingerprint,
             "samples": len(self.ids),
             "seed": self.config.seed,
-            "plan": digest(repr((self.config.training, asdict(self.config.spec))).encode()),
+            "training": self.config.training,
+            "plan": repr(self.config.spec),
         }
 
     def _good_ids(self) -> NDArray[np.int64]:
-        """All samples but those that Pillow cannot decode, which are reported."""
-        for index, reason in self.source.bad.items():
-            self.bad_images.append(self.source.bad_image(index, reason))
-        if self.bad_images:
+        """All samples but those that Pillow cannot decode."""
+        if self._bad:
             self._judge_bad_images()
         return np.setdiff1d(np.arange(len(self.source)), np.array(list(self.source.bad), np.int64))
+
+    @property
+    def bad_images(self) -> list[BadImage]:
+        """The images that cannot be decoded: by the index, and those that failed since."""
+        return [self.source.bad_image(index, reason) for index, reason in list(self._bad.items())]
+
+    def _report_bad(self, index: int, reason: str) -> None:
+        """Takes note of an image that was good when indexed; BadImageError where that ends the run."""
+        self._bad[index] = f"{reason} (it was good when indexed)"
+        self._judge_bad_images()
 
     def _judge_bad_images(self) -> None:
         if self.config.on_bad_image == "raise":
             remedy = "Repair or remove them, or leave them out with on_bad_image=skip."
-        elif len(self.bad_images) > max(1, MOST_BAD * len(self.source)):
+        elif len(self._bad) > max(1, MOST_BAD * len(self.source)):
             remedy = f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
         else:
             return

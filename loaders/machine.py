@@ -1,6 +1,7 @@
 """What this process may use of the machine it runs on."""
 
 import os
+import tempfile
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -31,4 +32,9 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: `$SATURATE_CACHE`, else `saturate` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := os.environ.get("SATURATE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saturate"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "saturate"
+    try:
+        return Path.home() / ".cache" / "saturate"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "saturate"

@@ -68,6 +68,7 @@ class PaddedRandomCrop:
     padding: int
 
     def __post_init__(self) -> None:
+        _require(self.resize >= 1, "resize", self.resize, "at least 1 pixel")
         _require(self.padding >= 0, "padding", self.padding, "0 pixels or more")
         most = self.resize + 2 * self.padding
         _require(1 <= self.size <= most, "size", self.size, f"1 to resize + 2 * padding = {most} pixels")

@@ -9,6 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+# More threads win nothing on images this small, and where other processes want the cores too, torch's threads
+# wait for each other: small operations then took up to 300 times as long.
+torch.set_num_threads(1)
+
 DATA = Path(os.environ.get("SATURATE_TEST_DATA", "data"))
 
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {

@@ -1,6 +1,7 @@
 """Where a training epoch's time goes: the share that is spent waiting for data."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -20,7 +21,7 @@ class EpochClock:
         self._cuda = device.type == "cuda"
         self._begin = time.perf_counter()
         self._waited = 0.0
-        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._gaps: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self.images = 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -31,9 +32,10 @@ class EpochClock:
             batch = next(iterator, None)
             if batch is None:
                 return
-            self._waited += time.perf_counter() - before
             begun = self._mark()
-            if ended is not None and begun is not None:
+            if ended is None or begun is None:
+                self._waited += time.perf_counter() - before
+            else:
                 self._gaps.append((ended, begun))
             self.images += len(batch.labels)
             yield batch
@@ -56,7 +58,7 @@ class EpochClock:
     @property
     def data_wait(self) -> float:
         """Share of the time so far, 0 to 1."""
-        waited = self._waited
-        if self._cuda:  # what the device has not come to yet is left for the next time
-            waited = sum(ended.elapsed_time(begun) for ended, begun in self._gaps if begun.query()) / 1000
-        return min(1.0, waited / self.seconds)
+        while self._gaps and self._gaps[0][1].query():  # what the device has not come to yet is left for the next time
+            ended, begun = self._gaps.popleft()
+            self._waited += ended.elapsed_time(begun) / 1000
+        return min(1.0, self._waited / self.seconds)

@@ -39,13 +39,10 @@ class Tally:
         correct, seen = world.sum(self._counts.clone()).tolist()
         return Score(world.sum(self._loss_sum.clone()).item(), correct, seen)
 
-    def state_dict(self) -> dict[str, Any]:
-        """This process's share, as plain values."""
-        return {"loss_sum": self._loss_sum.item(), "counts": self._counts.tolist()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loss_sum.fill_(state["loss_sum"])
-        self._counts.copy_(torch.tensor(state["counts"]))
+    def add_score(self, score: "Score") -> None:
+        """Adds what an earlier tally came to."""
+        self._loss_sum += score.loss_sum
+        self._counts += torch.tensor([score.correct, score.seen], device=self._counts.device)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Options:
     lr: float | None = None
     """Highest learning rate; the recipe's, unless given."""
     size: int | None = None
-    """Side of the images in pixels: 224, unless given (96 for the sample without a GPU)."""
+    """Side of the images in pixels: 224, unless given (64 for the sample without a GPU)."""
     train_limit: int | None = None
     """Train on this many images only, drawn at random, always the same."""
     val_limit: int | None = None

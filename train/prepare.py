@@ -105,7 +105,7 @@ def _recipe(options: Options, train: Source, device: torch.device, *, pretrained
     setting = Setting(
         mode=options.mode,
         images=len(train),
-        size=options.size or (96 if small else 224),
+        size=options.size or (64 if small else 224),
         pretrained=pretrained,
         world_size=world.size,
     )

@@ -81,8 +81,8 @@ def classic(setting: Setting) -> Recipe:
 
 def default(setting: Setting) -> Recipe:
     """Better and faster than `classic`: a one-cycle learning rate, milder crops, averaged weights."""
-    # Steps matter more than their size where images are few: at least 16 an epoch, batches of 16 to 256.
-    per_step = max(1, setting.images // (16 * setting.world_size))
+    # Steps matter more than their size where images are few: at least 24 an epoch, batches of 16 to 256.
+    per_step = max(1, setting.images // (24 * setting.world_size))
     batch_size = min(256, max(16, 1 << (per_step.bit_length() - 1)))
     together = batch_size * setting.world_size
     if setting.mode == "feature":
@@ -98,7 +98,7 @@ def default(setting: Setting) -> Recipe:
             eval_spec=_evaluation(setting.size),
         )
     return Recipe(
-        epochs=10 if setting.pretrained else 25,
+        epochs=10 if setting.pretrained else 20,
         batch_size=batch_size,
         learning_rate=(0.005 if setting.pretrained else 0.05) * together / 64,
         weight_decay=5e-4,

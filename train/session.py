@@ -1,5 +1,6 @@
 """A run under way: its epochs, its state, and what it says and writes."""
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,10 +27,9 @@ _STEPS_BETWEEN_REMARKS = 10
 class InterruptedRunError(Exception):
     """A signal asked the run to stop; where it stands has been saved."""
 
-    def __init__(self, request: StopRequest) -> None:
-        assert request.signal is not None
-        super().__init__(request.signal.name)
-        self.exit_code = 128 + request.signal
+    def __init__(self, asked: signal.Signals) -> None:
+        super().__init__(asked.name)
+        self.exit_code = 128 + asked
 
 
 @dataclass
@@ -75,8 +75,7 @@ class Session:
 
     def conclude(self) -> dict[str, Any]:
         """Writes the result and says where it lies."""
-        best = max(self.rows, key=lambda row: row["val_top1"])
-        summary = self._summary(best)
+        summary = self._summary(self._best())
         if self.world.is_main and self.folder is not None:
             self.folder.save_model(self.folder.load(BEST)["model"])
             self.folder.write_json("summary.json", summary)
@@ -93,9 +92,9 @@ class Session:
                 self.learner.step(batch, self.tally)
                 if done % _STEPS_BETWEEN_REMARKS == 0:
                     show(done, total, _pace(clock))
-                    if self.stop.out_of_time and self.world.size == 1:
-                        break
-                self._heed_signals()
+                self._heed_signals(done)
+                if self._agreed(done, self.stop.out_of_time):
+                    break
         trained = self.tally.result(self.world)
         if not trained.loss_sum < float("inf"):
             raise InputError(
@@ -121,45 +120,58 @@ class Session:
             for done, batch in enumerate(self.val_loader, 1):
                 yield batch
                 show(done, len(self.val_loader), "validation")
-                self._heed_signals()
+                self._heed_signals(done)
 
         with self.reporter.progress(title) as show:
             return self.learner.evaluate(heeding(), expected=len(self.val_loader.ids))
 
-    def _heed_signals(self) -> None:
-        """Saves and stops, when asked to. Of several processes each is asked, and each stops on its own."""
-        if self.stop.signal is None:
+    def _agreed(self, done: int, flag: bool) -> bool:
+        """Whether `flag` is true for any process: all stop at the same batch, or the others would wait for ever."""
+        if self.world.size == 1:
+            return flag
+        return done % _STEPS_BETWEEN_REMARKS == 0 and self.world.any(flag, self.learner.device)
+
+    def _heed_signals(self, done: int) -> None:
+        """Saves and stops, when asked to."""
+        if not self._agreed(done, self.stop.signal is not None):
             return
-        if self.world.is_main and self.folder is not None:
-            self.folder.save(LAST, self.state_dict())
+        asked = self.stop.signal or signal.SIGTERM  # that another process received
+        self._save_last()
+        if self.folder is not None:
             how = f"the same options, OUT={self.folder.path} and ARGS=--resume"
-            self.reporter.say(f"\n{self.stop.signal.name}: saved. To go on: {how}")
-        raise InterruptedRunError(self.stop)
+            self.reporter.say(f"\n{asked.name}: saved. To go on: {how}")
+        raise InterruptedRunError(asked)
 
     def _keep(self) -> None:
-        """After each epoch: everything needed to go on, and the best model so far."""
-        if self.folder is None or not self.world.is_main:
-            return
-        if self.rows[-1] is max(self.rows, key=lambda row: row["val_top1"]):
-            best = self.rows[-1]
-            state = self.learner.evaluated.state_dict()
-            self.folder.save(BEST, {"model": state, "epoch": best["epoch"], "val_top1": best["val_top1"]})
-        self.folder.save(LAST, self.state_dict())
-        self.folder.write_metrics(self.rows)
-        self.folder.draw_curves(self.rows)
+        """After each epoch: the best model so far, then everything needed to go on from here."""
+        if self.folder is not None and self.world.is_main:
+            if self.rows[-1] is self._best():
+                told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
+                self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told})
+            self.folder.write_metrics(self.rows)
+            self.folder.draw_curves(self.rows)
+        self._save_last()
+
+    def _best(self) -> dict[str, Any]:
+        """The row of the first epoch that was validated best."""
+        return max(self.rows, key=lambda row: row["val_top1"])
 
     # --- state ----------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the run's future depends on."""
-        return {
+    def _save_last(self) -> None:
+        """All that the run's future depends on. Every process takes part, the main one writes."""
+        score = self.tally.result(self.world)
+        if self.folder is None or not self.world.is_main:
+            return
+        state = {
             "learner": self.learner.state_dict(),
             "loader": self.train_loader.state_dict(),
-            "tally": self.tally.state_dict(),
+            "tally": asdict(score),
             "rows": self.rows,
             "seconds": self._seconds(),
             "recipe": repr(self.recipe),
         }
+        self.folder.save(LAST, state)
 
     def _resume(self) -> None:
         assert self.folder is not None
@@ -171,7 +183,8 @@ class Session:
             )
         self.train_loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state["learner"])
-        self.tally.load_state_dict(state["tally"])
+        if self.world.is_main:  # it is the sum over all
+            self.tally.add_score(Score(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "

@@ -5,7 +5,7 @@ these promise: no repeatable plans, no resume inside an epoch, one rank.
 """
 
 from collections.abc import Generator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from loaders.errors import InputError
 from loaders.loader import Batch, Loader, LoaderConfig
-from loaders.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop
+from loaders.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
 from loaders.sources.base import PixelArray, Source
 
 
@@ -36,8 +36,9 @@ class BaselineLoader(Loader):
             PillowDataset(source, self.ids, transform), batch_size=config.batch_size, shuffle=config.training
         )
 
-    def __len__(self) -> int:
-        return 0 if self._start else len(self.data_loader)
+    @property
+    def _last(self) -> Literal["pad"]:
+        return "pad"  # that is, kept: though never padded
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["delivered"] and self._count(state["delivered"]):
@@ -78,16 +79,11 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
 
 def staged_transforms(spec: PlanSpec) -> list[Any]:
     """torchvision's transforms, one after the other, that draw what `spec` describes."""
-    staged: list[Any] = []
-    for crop in (spec.crop, spec.second_crop):
-        if isinstance(crop, RandomResizedCrop):
-            staged.append(transforms.RandomResizedCrop(crop.size, scale=crop.scale, ratio=crop.ratio))
-        elif isinstance(crop, PaddedRandomCrop):
-            staged += [transforms.Resize(crop.resize), transforms.RandomCrop(crop.size, padding=crop.padding)]
-        elif crop is not None:
-            staged += [transforms.Resize(crop.resize), transforms.CenterCrop(crop.size)]
-        if crop is spec.crop and spec.rotation:
-            staged.append(transforms.RandomRotation(spec.rotation))
+    staged = _crop(spec.crop)
+    if spec.rotation:
+        staged.append(transforms.RandomRotation(spec.rotation))
+    if spec.second_crop is not None:
+        staged += _crop(spec.second_crop)
     if spec.horizontal_flip:
         staged.append(transforms.RandomHorizontalFlip(spec.horizontal_flip))
     if spec.vertical_flip:
@@ -95,3 +91,11 @@ def staged_transforms(spec: PlanSpec) -> list[Any]:
     if (jitter := spec.color_jitter) is not None:
         staged.append(transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
     return staged
+
+
+def _crop(crop: RandomResizedCrop | ResizeCenterCrop | PaddedRandomCrop) -> list[Any]:
+    if isinstance(crop, RandomResizedCrop):
+        return [transforms.RandomResizedCrop(crop.size, scale=crop.scale, ratio=crop.ratio)]
+    if isinstance(crop, PaddedRandomCrop):
+        return [transforms.Resize(crop.resize), transforms.RandomCrop(crop.size, padding=crop.padding)]
+    return [transforms.Resize(crop.resize), transforms.CenterCrop(crop.size)]

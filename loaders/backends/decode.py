@@ -45,6 +45,8 @@ def decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(BytesIO(data)) as image:
+            if "transparency" in image.info:  # Pillow wants this way round, and warns otherwise
+                return np.array(image.convert("RGBA").convert("RGB"))
             return np.array(image.convert("RGB"))
     except (OSError, ValueError):
         raise

@@ -19,6 +19,7 @@ from torch import Tensor
 from loaders import plan as plans
 from loaders.backends.decode import load_pixels
 from loaders.device import reference
+from loaders.errors import BadImageError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
 from loaders.machine import usable_cores
 from loaders.order import PADDING
@@ -121,23 +122,32 @@ class HostLoader(Loader):
 
         In an evaluation nothing takes its place (None), so that no sample counts twice.
         """
-        sequence = None
-        while True:
-            index = int(ids[place])
-            try:
-                pixels = load_pixels(self.source.images, index)
-                if list(pixels.shape[:2]) != (indexed := self.source.sizes[index].tolist()):
-                    raise ValueError(f"{pixels.shape[:2]} is not its size {indexed}")
-                return np.ascontiguousarray(pixels)
-            except (OSError, ValueError) as error:
-                self.bad_images.append(self.source.bad_image(index, f"{error} (it was good when indexed)"))
-                self._judge_bad_images()
-            if not self.config.training:
-                return None
-            sequence = self.sequence() if sequence is None else sequence
-            next_place = int(np.flatnonzero(sequence == index)[0] + 1) % len(sequence)
-            ids[place] = sequence[next_place]
-            _overwrite(plan, place, self._draw(ids[place : place + 1]))
+        wanted = int(ids[place])
+        pixels = self._load(wanted)
+        if pixels is not None or not self.config.training:
+            return pixels
+        sequence = self.sequence()
+        here = int(np.flatnonzero(sequence == wanted)[0])
+        for substitute in np.roll(sequence, -here)[1:].tolist():
+            pixels = self._load(substitute)
+            if pixels is not None:
+                ids[place] = substitute
+                _overwrite(plan, place, self._draw(ids[place : place + 1]))
+                return pixels
+        raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
+
+    def _load(self, index: int) -> NDArray[np.uint8] | None:
+        """The image's pixels; None, and a report, where they cannot be had."""
+        try:
+            pixels = load_pixels(self.source.images, index)
+            if list(pixels.shape[:2]) != (indexed := self.source.sizes[index].tolist()):
+                raise ValueError(
+                    f"its {pixels.shape[0]} × {pixels.shape[1]} pixels are not {indexed[0]} × {indexed[1]}"
+                )
+            return np.require(pixels, requirements=["C", "W"])  # torch warns of what cannot be written to
+        except (OSError, ValueError) as error:
+            self._report_bad(index, getattr(error, "strerror", None) or str(error))
+            return None
 
     def _finish(self, made: _Making) -> Batch:
         squares, labels = made.squares, made.labels

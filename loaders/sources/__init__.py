@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from loaders.errors import InputError
 from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.cifar10 import open_cifar10
 from loaders.sources.image_folder import open_image_folder
@@ -23,7 +24,11 @@ def open_data(data: str, *, root: Path, progress: Progress | None = None) -> tup
         InputError: when the data cannot be had or make no sense.
     """
     if data == "sample":
-        return open_image_folder(prepare_sample(root, progress=progress), name="sample", progress=progress)
+        try:
+            folder = prepare_sample(root, progress=progress)
+        except OSError as error:
+            raise InputError(f"ROOT: the sample cannot be made under {root}: {error.strerror}") from error
+        return open_image_folder(folder, name="sample", progress=progress)
     if data == "cifar10":
         return open_cifar10(root)
     return open_image_folder(Path(data).expanduser(), progress=progress)

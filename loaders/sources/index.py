@@ -4,10 +4,12 @@ Pillow decodes every image here, and its verdict holds for every backend, so tha
 leniency changes which samples a run sees.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from loaders.sources.base import digest
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
 
-_VERSION = "1"
+_VERSION = 1
 
 
 class Verdict(NamedTuple):
@@ -51,9 +53,10 @@ def examine(path: Path) -> Verdict:
     """Decodes the whole image; whatever Pillow raises becomes the reason."""
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             format, mode = image.format or "", image.mode
             image.load()
+            # Only now, as loading turns a TIFF upright, in which nothing is left to be turned then.
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             width, height = image.size
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         return Verdict(0, 0, "", "", 1, str(error).replace(str(path), path.name) or type(error).__name__)
@@ -76,48 +79,56 @@ def file_stat(root: Path, path: str) -> tuple[int, int]:
 def index_files(
     root: Path, paths: Sequence[str], stats: Sequence[tuple[int, int]], progress: Progress | None = None
 ) -> Index:
-    """The index of `paths` (relative to `root`), from the cache where no file's `file_stat` has changed since.
+    """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
-    It is kept under `loaders.machine.cache_folder()`. All usable cores decode.
+    It is kept under `loaders.machine.cache_folder()`. All usable cores decode what is new.
     """
-    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode())}.npz"
-    facts = "\n".join(f"{path}\0{stat}" for path, stat in zip(paths, stats, strict=True))
-    stamp = digest(_VERSION.encode(), facts.encode("utf-8", "surrogateescape"))
-    if (index := _load(kept, stamp)) is not None:
-        return index
-    verdicts = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for verdict in pool.map(lambda path: examine(root / path), paths):
-            verdicts.append(verdict)
-            if progress is not None:
-                progress(len(verdicts), len(paths))
-    columns = list(zip(*verdicts, strict=True))
-    index = Index(
-        np.array(columns[:2], np.int32).T.copy(),
-        np.array(columns[2], np.str_),
-        np.array(columns[3], np.str_),
-        np.array(columns[4], np.uint8),
-        np.array(columns[5], np.str_),
+    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode())}.json"
+    keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
+    known = _load(kept)
+    if unknown := [place for place, key in enumerate(keys) if key not in known]:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            verdicts = pool.map(lambda place: examine(root / paths[place]), unknown)
+            for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
+                known[keys[place]] = verdict
+                if progress is not None:
+                    progress(done, len(unknown))
+        known = {key: known[key] for key in keys}
+        _save(kept, known)
+    height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
+    return Index(
+        np.array([height, width], np.int32).T.copy(),
+        np.array(formats, np.str_),
+        np.array(modes, np.str_),
+        np.array(orientations, np.uint8),
+        np.array(reasons, np.str_),
     )
-    _save(kept, stamp, index)
-    return index
 
 
-def _load(kept: Path, stamp: str) -> Index | None:
+def _load(kept: Path) -> dict[str, Verdict]:
+    """What is known by path, size and time of change; nothing where no cache is, or a damaged one."""
     try:
-        with np.load(kept, allow_pickle=False) as file:
-            return Index(**{f.name: file[f.name] for f in fields(Index)}) if str(file["stamp"]) == stamp else None
-    except Exception:  # not there, or damaged: it is made again
-        return None
+        checksum, _, body = kept.read_text().partition("\n")
+    except (OSError, ValueError):
+        return {}
+    if checksum != _checksum(body):
+        return {}
+    return {key: Verdict(*facts) for key, facts in json.loads(body).items()}
 
 
-def _save(kept: Path, stamp: str, index: Index) -> None:
+def _save(kept: Path, known: dict[str, Verdict]) -> None:
     """Writes under a temporary name and renames; a cache that cannot be written is done without."""
     part = kept.with_suffix(f".{os.getpid()}.part")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez(file, stamp=stamp, **{f.name: getattr(index, f.name) for f in fields(Index)})
+        body = json.dumps(known)
+        part.write_text(f"{_checksum(body)}\n{body}")
         os.replace(part, kept)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
+
+
+def _checksum(body: str) -> str:
+    """Differs for a damaged body and for one of another version of this module."""
+    return digest(str(_VERSION).encode(), body.encode())

@@ -23,11 +23,6 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
-
-
 def arguments(data: Path, out: Path, *more: str, mode: str = "finetune", weights: str = "none") -> list[str]:
     small = ["--size", "32", "--batch-size", "4", "--precision", "fp32", "--epochs", "2", "--device", "cpu"]
     return [mode, "--data", str(data), "--out", str(out), "--weights", weights, *small, *more]

@@ -1,0 +1,28 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loaders import open_data
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder.rename(image_folder.parent / "photos")
+    monkeypatch.chdir(image_folder.parent)
+    (code,) = re.findall(r"```python\n(from pathlib.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 12
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["images"].shape == (8, 3, 224, 224)  # type: ignore[attr-defined]
+    assert len(names["loader"]) == len(open_data("photos", root=Path())[0]) // 8  # type: ignore[arg-type]
+
+
+def test_every_option_named_exists() -> None:
+    from train.options import Options
+
+    named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]+", README)} - {"help"}
+    assert named <= set(Options.__dataclass_fields__)
