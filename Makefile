@@ -1,14 +1,14 @@
 # How a person uses all this. The first target that needs it builds .venv; PYTHON=python3 uses that
 # interpreter as it is instead (GPU containers bring a torch of their own).
 
-MODE    ?= finetune
-DATA    ?= sample
-ROOT    ?= data
-LOADER  ?= auto
-WEIGHTS ?= imagenet
-NGPU    ?= 1
-OUT     ?=
-ARGS    ?=
+MODE    = finetune
+DATA    = sample
+ROOT    = data
+LOADER  = auto
+WEIGHTS = imagenet
+NGPU    = 1
+OUT     =
+ARGS    =
 
 ifdef PYTHON
 python   := $(PYTHON)
@@ -51,12 +51,12 @@ lint: $(ready_dev)
 
 .venv/ready: pyproject.toml
 	@for python in python3.12 python3.11 python3; do \
-	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	    if $$python -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	        echo "building .venv with $$($$python --version): about two minutes and 6 GB, once"; \
 	        exec $$python -m venv .venv; \
 	    fi; \
 	done; \
-	echo 'no Python 3.11 or 3.12 here: install one, or name an interpreter that has torch with PYTHON=...' >&2; exit 2
+	echo 'no Python 3.11 or 3.12 with venv here: install one (python3-venv on Debian), or name an interpreter that has torch with PYTHON=...' >&2; exit 2
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

@@ -90,12 +90,16 @@ class Loader(ABC):
         self.source = source
         self.config = config
         self._bad = dict(source.bad)
+        self.lost: set[int] = set()
+        """Samples that the current evaluation had to leave out, as they went bad after they were indexed."""
         self.ids = self._good_ids()
         self._epoch = 0
         self._start = 0  # samples of the epoch that an earlier run has delivered, over all ranks
         self._delivered = 0
         # Weak, so that breaking out of a loop ends the iteration at once, as nobody else holds it then.
         self._running: ReferenceType[Generator[Batch, None, None]] | None = None
+        if not len(self.ids):
+            raise InputError(f"{source.name}: no images are left to {'train' if config.training else 'evaluate'} on")
         if not self._count(0):
             raise InputError(
                 f"{source.name}: {len(self.ids)} images are fewer than one batch of "
@@ -105,6 +109,10 @@ class Loader(ABC):
     def __len__(self) -> int:
         """Batches that iterating yields now: all of the epoch, or what is left of it after `load_state_dict`."""
         return self._count(self._start)
+
+    def remaining(self) -> int:
+        """Batches of the current epoch that have not been delivered yet."""
+        return self._count(self._delivered)
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -161,6 +169,7 @@ class Loader(ABC):
     def _iterate(self) -> Generator[Batch, None, None]:
         start, self._start = self._start, 0
         self._delivered = start
+        self.lost.clear()
         with closing(self._produce(start)) as produced:
             for batch in produced:
                 delivered = self._delivered + self.config.batch_size * self.config.world_size
@@ -225,7 +234,7 @@ class Loader(ABC):
 
     def _judge_bad_images(self) -> None:
         if self.config.on_bad_image == "raise":
-            remedy = "Repair or remove them, or leave them out with on_bad_image=skip."
+            remedy = "Repair or remove them, or leave them out by --on-bad-image skip."
         elif len(self._bad) > max(1, MOST_BAD * len(self.source)):
             remedy = f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
         else:

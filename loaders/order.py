@@ -70,8 +70,13 @@ def stratified_split(
     """Ids for training and for validation, each sorted, with `val_share` of every class in the second.
 
     Of a class with two or more samples at least one goes to either side; a single one is trained on.
-    The split depends on the seed and on how many samples there are, not on the run's other options.
+    The split depends on the labels and the seed alone.
+
+    Raises:
+        ValueError: when `val_share` is not between 0 and 1.
     """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share = {val_share}: expected a share between 0 and 1")
     ids = shuffled(np.arange(len(labels)), seed=seed, epoch=0, purpose=Purpose.SPLIT)
     held_out = []
     for label in np.unique(labels):
@@ -82,6 +87,6 @@ def stratified_split(
 
 
 def seeded_subset(count: int, limit: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """`limit` of the ids below `count`, drawn without replacement, sorted. The same whatever is asked of the rest."""
+    """`limit` of the ids below `count`, drawn without replacement, sorted; a larger limit adds to a smaller one's."""
     ids = shuffled(np.arange(count), seed=seed, epoch=1, purpose=Purpose.SPLIT)
     return np.sort(ids[:limit])

@@ -2,13 +2,18 @@
 
 import sys
 
-import torch
+try:
+    import torch
 
-from loaders import InputError
-from train.options import parse_options
-from train.run import run
-from train.session import InterruptedRunError
-from train.world import joined_world
+    from loaders import InputError
+    from train.options import parse_options
+    from train.run import run
+    from train.session import InterruptedRunError
+    from train.world import joined_world
+except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
+    sys.exit(
+        f"error: {sys.executable} has no {missing.name}; to add it: {sys.executable} -m pip install {missing.name}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except InterruptedRunError as interrupted:
         return interrupted.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

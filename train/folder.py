@@ -35,11 +35,8 @@ class RunFolder:
         Raises:
             InputError: when it holds another run and is not resumed, holds none to resume, or cannot be made.
         """
+        check_out(path, resume=resume)
         self.path = path
-        if resume and not (path / LAST).is_file():
-            raise InputError(f"--resume: {path} holds no {LAST} to go on from")
-        if not resume and (path / CONFIG).exists():
-            raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,10 +44,6 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._write(name, lambda part: part.write_text(json.dumps(content, indent=2, default=str) + "\n"))
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / name).read_text())
-        return content
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """All epochs so far, a line each."""
@@ -78,9 +71,17 @@ class RunFolder:
         try:
             write(part)
             os.replace(part, self.path / name)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
             part.unlink(missing_ok=True)
-            raise InputError(f"{self.path / name} cannot be written: {error.strerror}") from error
+            raise InputError(f"{self.path / name} cannot be written: {error}") from error
+
+
+def check_out(path: Path, *, resume: bool) -> None:
+    """Raises InputError when `path` holds another run and is not resumed, or none to resume."""
+    if resume and not (path / LAST).is_file():
+        raise InputError(f"--resume: {path} holds no {LAST} to go on from")
+    if not resume and ((path / LAST).exists() or (path / WEIGHTS).exists()):
+        raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")
 
 
 def _curves(rows: list[dict[str, Any]]) -> Figure:

@@ -1,5 +1,6 @@
 """The step: forward, backward, update; and evaluation. Knows nothing of where batches come from."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
@@ -64,6 +65,39 @@ class Score:
         return self.correct / max(1, self.seen)
 
 
+class Average:
+    """An exponential moving average of a model's weights and BatchNorm statistics.
+
+    The arithmetic is torch's (`get_ema_multi_avg_fn`). Its `AveragedModel` around it is not used, as that
+    sends a counter to the device twice a step, for which the host waits.
+    """
+
+    def __init__(self, model: ResNet, horizon: float) -> None:
+        """`horizon`: over how many steps the average reaches, about; the first update is a copy."""
+        self.module = copy.deepcopy(model)
+        self._blend = get_ema_multi_avg_fn(1 - 1 / max(1.0, horizon))
+        self._begun = False
+        pairs = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._currents = (list(side) for side in zip(*floating, strict=True))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the model's present state into the average."""
+        if self._begun:
+            self._blend(self._averages, self._currents, None)
+        else:
+            torch._foreach_copy_(self._averages, self._currents)
+            self._begun = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self._begun, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begun = state["begun"]
+        self.module.load_state_dict(state["module"])
+
+
 class Learner:
     """A model, what updates it, and the running average of its weights where the recipe has one."""
 
@@ -81,6 +115,7 @@ class Learner:
     ) -> None:
         """Moves `model` to the device. `steps`: how many the whole run has; the schedule spans them."""
         self.device, self.precision, self.world = device, precision, world
+        self.steps = steps
         self._recipe, self._head_only = recipe, mode == "feature"
         if self._head_only:
             freeze_backbone(model)
@@ -89,7 +124,7 @@ class Learner:
         self.optimizer = _optimizer(trained, recipe)
         self.scheduler = _scheduler(self.optimizer, recipe, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scales_loss)
-        self._average = _average(model, recipe, steps)
+        self._average = Average(self.model, recipe.ema_horizon * steps) if recipe.ema_horizon else None
         if compiled:  # in place, so that the names in the state dict stay as they are
             for network in {id(n): n for n in (self.model, self.evaluated)}.values():
                 network.compile()
@@ -117,25 +152,21 @@ class Learner:
         self.scaler.update()
         self.scheduler.step()
         if self._average is not None:
-            self._average.update_parameters(self.model)
+            self._average.update()
         logits = logits.detach()
         tally.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
 
     @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch], expected: int) -> Score:
-        """Exact counts over `batches`, over all processes.
-
-        Args:
-            expected: how many samples must have been seen in the end; a difference is a bug here.
-        """
+    def evaluate(self, batches: Iterable[Batch]) -> Score:
+        """Exact counts over `batches`, over all processes."""
         network = self.evaluated.eval()
+        # BatchNorm's statistics are each process's own; all are to judge the model that the main one saves.
+        self.world.broadcast(list(network.buffers()))
         tally = Tally(self.device)
         for images, labels in batches:
             logits = self._logits(network, images)
             tally.add(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"), logits, labels)
-        score = tally.result(self.world)
-        assert score.seen == expected, f"evaluated {score.seen} samples instead of {expected}"
-        return score
+        return tally.result(self.world)
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.lowered):
@@ -185,11 +216,3 @@ def _scheduler(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
         return LambdaLR(optimizer, lambda _: 1.0)
     total = max(steps, round(2 / _WARM_UP))  # so that even the shortest run has a rise to divide by
     return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total + 1, pct_start=_WARM_UP, cycle_momentum=False)
-
-
-def _average(model: ResNet, recipe: Recipe, steps: int) -> AveragedModel | None:
-    """An exponential moving average of weights and BatchNorm statistics over the recipe's horizon."""
-    if not recipe.ema_horizon:
-        return None
-    decay = 1 - 1 / max(1.0, recipe.ema_horizon * steps)
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

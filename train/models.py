@@ -1,5 +1,6 @@
 """Models: torchvision's ResNets, their weights, and what of them is trained."""
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ Architecture = Literal[
 ]  # fmt: skip
 
 _HEAD = "fc."
+_SECONDS_FOR_AN_ANSWER = 20.0  # of the server with the weights; without a limit a closed network takes minutes
 
 
 def build_model(architecture: Architecture, classes: int) -> ResNet:
@@ -74,15 +76,21 @@ def load_weights(model: ResNet, weights: str, architecture: Architecture) -> str
 
 
 def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if file.exists():
+        return read_state(file)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS_FOR_AN_ANSWER)
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
-        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
         raise WeightsUnavailableError(
             f"the ImageNet weights are not in {file} and could not be downloaded ({error}).\n"
             f"Fetch {weights.url} elsewhere and put it there, give another file with WEIGHTS=FILE, "
             "or insist on random weights with WEIGHTS=none."
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     return state
 
 

@@ -1,6 +1,8 @@
 """From options to everything a run needs."""
 
 import os
+import shutil
+import sysconfig
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from torchvision.models import ResNet
 from loaders import InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.machine import usable_cores
 from train.console import Reporter
-from train.folder import RunFolder
+from train.folder import RunFolder, check_out
 from train.learner import Learner
 from train.models import WeightsUnavailableError, build_model, count_parameters, load_weights
 from train.options import Options
@@ -25,9 +27,13 @@ from train.world import World
 
 def prepare(options: Options, world: World, reporter: Reporter, stop: StopRequest) -> Session:
     device = _device(options, world)
+    if out := options.out and options.out.expanduser():
+        check_out(out, resume=options.resume)  # before minutes go into preparing
     _make_repeatable(options)
     with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
-        train, val = open_data(options.data, root=options.root, progress=lambda done, total: show(done, total, ""))
+        train, val = open_data(
+            options.data, root=options.root.expanduser(), progress=lambda done, total: show(done, total, "")
+        )
     train = train.take(options.train_limit or len(train))
     val = val.take(options.val_limit or len(val))
     with world.main_first():
@@ -35,7 +41,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     precision = choose_precision(options.precision, device)
     recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
     train_loader, val_loader = _loaders(options, train, val, recipe, precision, device, world)
-    compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
+    compiled = _compiled(options, device, reporter)
     learner = Learner(
         model,
         mode=options.mode,
@@ -46,7 +52,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         world=world,
         compiled=compiled,
     )
-    out = options.out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
     session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
     total, trainable = count_parameters(model)
@@ -75,9 +81,18 @@ def _device(options: Options, world: World) -> torch.device:
         raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
     if options.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if world.local_rank >= torch.cuda.device_count():
-        raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
     return torch.device("cuda", world.local_rank)
+
+
+def _compiled(options: Options, device: torch.device, reporter: Reporter) -> bool:
+    """Whether to compile: when asked to, or on a GPU where what that needs is there."""
+    if options.compile != "auto" or device.type != "cuda":
+        return options.compile == "on"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+        return True
+    reporter.warn("the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)")
+    return False
 
 
 def _make_repeatable(options: Options) -> None:
@@ -108,13 +123,10 @@ def _recipe(options: Options, train: Source, device: torch.device, *, pretrained
         size=options.size or (64 if small else 224),
         pretrained=pretrained,
         world_size=world.size,
+        batch_size=options.batch_size,
     )
     recipe = RECIPES[options.recipe](setting)
-    chosen: dict[str, Any] = {
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "learning_rate": options.lr,
-    }
+    chosen: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
     return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
 
 

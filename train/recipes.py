@@ -50,6 +50,8 @@ class Setting:
     """Side of the images in pixels."""
     pretrained: bool
     world_size: int = 1
+    batch_size: int | None = None
+    """Images per step and GPU, where the recipe is not to choose."""
 
 
 def _evaluation(size: int) -> PlanSpec:
@@ -71,7 +73,7 @@ def classic(setting: Setting) -> Recipe:
         train_spec = PlanSpec(crop, horizontal_flip=0.5)
     return Recipe(
         epochs=20,
-        batch_size=64,
+        batch_size=setting.batch_size or 64,
         learning_rate=1e-3,
         weight_decay=1e-3,
         train_spec=train_spec,
@@ -83,7 +85,7 @@ def default(setting: Setting) -> Recipe:
     """Better and faster than `classic`: a one-cycle learning rate, milder crops, averaged weights."""
     # Steps matter more than their size where images are few: at least 24 an epoch, batches of 16 to 256.
     per_step = max(1, setting.images // (24 * setting.world_size))
-    batch_size = min(256, max(16, 1 << (per_step.bit_length() - 1)))
+    batch_size = setting.batch_size or min(256, max(16, 1 << (per_step.bit_length() - 1)))
     together = batch_size * setting.world_size
     if setting.mode == "feature":
         return Recipe(

@@ -18,8 +18,8 @@ def run(options: Options, world: World) -> dict[str, Any]:
     """
     reporter = Reporter(quiet=not world.is_main)
     stop = StopRequest(options.max_minutes)
-    with stop.listening():
-        session = prepare(options, world, reporter, stop)
-        with session.train_loader, session.val_loader:
+    session = prepare(options, world, reporter, stop)
+    with session.train_loader, session.val_loader:
+        with stop.listening():
             session.train()
-            return session.conclude()
+        return session.conclude()

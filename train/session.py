@@ -21,7 +21,8 @@ from train.recipes import Recipe
 from train.stopping import StopRequest
 from train.world import World
 
-_STEPS_BETWEEN_REMARKS = 10
+_SECONDS_BETWEEN_REMARKS = 0.5
+_STEPS_BETWEEN_QUESTIONS = 10  # to the other processes, for whose answer the host waits
 
 
 class InterruptedRunError(Exception):
@@ -87,13 +88,14 @@ class Session:
         clock = EpochClock(self.learner.device)
         self.learner.start_epoch()
         with self.reporter.progress(title) as show:
-            total = len(self.train_loader)
+            total, remarked = len(self.train_loader), 0.0
             for done, batch in enumerate(clock.watch(self.train_loader), 1):
                 self.learner.step(batch, self.tally)
-                if done % _STEPS_BETWEEN_REMARKS == 0:
+                if clock.seconds > remarked + _SECONDS_BETWEEN_REMARKS:
+                    remarked = clock.seconds
                     show(done, total, _pace(clock))
-                self._heed_signals(done)
-                if self._agreed(done, self.stop.out_of_time):
+                self._heed_signals(done, total)
+                if self._agreed(done, total, self.stop.out_of_time):
                     break
         trained = self.tally.result(self.world)
         if not trained.loss_sum < float("inf"):
@@ -111,29 +113,36 @@ class Session:
         }
         validated = self._validate(title)
         self.rows.append({**row, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen})
-        self.tally = Tally(self.learner.device)
+        if not self.train_loader.remaining():  # else out of time, and the rest of the epoch may come yet
+            self.tally = Tally(self.learner.device)
         self.reporter.say(_line(title, self.rows[-1]))
         self._keep()
 
     def _validate(self, title: str) -> Score:
         def heeding() -> Iterator[Any]:
+            total = len(self.val_loader)
             for done, batch in enumerate(self.val_loader, 1):
                 yield batch
-                show(done, len(self.val_loader), "validation")
-                self._heed_signals(done)
+                show(done, total, "validation")
+                self._heed_signals(done, total)
 
         with self.reporter.progress(title) as show:
-            return self.learner.evaluate(heeding(), expected=len(self.val_loader.ids))
+            score = self.learner.evaluate(heeding())
+        lost = torch.tensor(len(self.val_loader.lost), device=self.learner.device)
+        expected = len(self.val_loader.ids) - int(self.world.sum(lost).item())
+        assert score.seen == expected, f"validated {score.seen} images instead of {expected}"
+        return score
 
-    def _agreed(self, done: int, flag: bool) -> bool:
+    def _agreed(self, done: int, total: int, flag: bool) -> bool:
         """Whether `flag` is true for any process: all stop at the same batch, or the others would wait for ever."""
         if self.world.size == 1:
             return flag
-        return done % _STEPS_BETWEEN_REMARKS == 0 and self.world.any(flag, self.learner.device)
+        now = done == total or done % _STEPS_BETWEEN_QUESTIONS == 0
+        return now and self.world.any(flag, self.learner.device)
 
-    def _heed_signals(self, done: int) -> None:
+    def _heed_signals(self, done: int, total: int) -> None:
         """Saves and stops, when asked to."""
-        if not self._agreed(done, self.stop.signal is not None):
+        if not self._agreed(done, total, self.stop.signal is not None):
             return
         asked = self.stop.signal or signal.SIGTERM  # that another process received
         self._save_last()
@@ -169,23 +178,35 @@ class Session:
             "tally": asdict(score),
             "rows": self.rows,
             "seconds": self._seconds(),
-            "recipe": repr(self.recipe),
+            "identity": self._identity(),
         }
         self.folder.save(LAST, state)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return {
+            "mode": self.options.mode,
+            "--model": self.options.model,
+            "precision": self.learner.precision.name,
+            "NGPU": self.world.size,
+            "steps": self.learner.steps,
+            "recipe": repr(self.recipe),
+        }
 
     def _resume(self) -> None:
         assert self.folder is not None
         state = self.folder.load(LAST)
-        if state["recipe"] != repr(self.recipe):
-            raise InputError(
-                f"--resume: {self.folder.path} was trained by another recipe:\n"
-                f"  {state['recipe']}\nnot\n  {self.recipe}\nGive the same options as before."
-            )
+        mine, before = self._identity(), state["identity"]
+        if differing := [key for key in mine if before.get(key) != mine[key]]:
+            told = "".join(f"\n  {key} was {before.get(key)}, is {mine[key]}" for key in differing)
+            raise InputError(f"--resume: {self.folder.path} was trained otherwise; give the options it had:{told}")
         self.train_loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state["learner"])
         if self.world.is_main:  # it is the sum over all
             self.tally.add_score(Score(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
+        if len(self.rows) > self.train_loader.epoch and len(self.train_loader):
+            self.rows.pop()  # of an epoch that ran out of time, and is finished now
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
             f"{self.train_loader.epoch + 1} are left"

@@ -1,5 +1,6 @@
 """Reasons to stop before the last epoch: a signal, or the time allowed."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -31,3 +32,5 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not by print: the signal may have come in the middle of one.
+        os.write(2, f"\n{self.signal.name}: saving after this step; Ctrl-C again to quit at once\n".encode())

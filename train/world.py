@@ -4,9 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+from loaders import InputError
+
+_PATIENCE = timedelta(hours=2)
+"""For the main process's downloads and index; a process that died is noticed by torchrun at once."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,12 @@ class World:
             distributed.all_reduce(values)
         return values
 
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Gives all processes the main one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it is true for any process; all must ask."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=device)).item())
@@ -37,9 +49,11 @@ class World:
         """The main process goes through the block before the others: downloads, generated files."""
         if self.size > 1 and not self.is_main:
             distributed.barrier()
-        yield
-        if self.size > 1 and self.is_main:
-            distributed.barrier()
+        try:
+            yield
+        finally:  # also when it failed, so that the others come to the same error instead of waiting
+            if self.size > 1 and self.is_main:
+                distributed.barrier()
 
 
 @contextmanager
@@ -51,8 +65,10 @@ def joined_world(use_cuda: bool) -> Iterator[World]:
         return
     world = World(*(int(os.environ[name]) for name in names))
     if use_cuda:
+        if world.local_size > torch.cuda.device_count():
+            raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
         torch.cuda.set_device(world.local_rank)
-    distributed.init_process_group("nccl" if use_cuda else "gloo")
+    distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=_PATIENCE)
     try:
         yield world
     finally:

@@ -27,7 +27,7 @@ from loaders.plan import Plan
 from loaders.sources.base import Source
 
 AHEAD = 3
-"""Batches being made while one is consumed."""
+"""Batches being made while one is consumed; more where batches are so small that threads would have nothing to do."""
 SAMPLES_PLANNED_AT_ONCE = 4096  # a plan costs 0.2 µs a sample in thousands, 5 µs in batches of 64
 MOST_SAMPLES_PER_TASK = 16  # small enough to share a batch among threads, large enough to hide what a task costs
 
@@ -58,7 +58,7 @@ class HostLoader(Loader):
         rows = self._planned(self.rows(start))
         making: deque[_Making] = deque()
         try:
-            for _ in range(AHEAD):
+            for _ in range(max(AHEAD, -(-2 * self.workers // self.config.batch_size))):
                 self._begin(pool, rows, making)
             while making:
                 current = making.popleft()
@@ -112,6 +112,7 @@ class HostLoader(Loader):
                 continue
             pixels = self._load_or_substitute(batch.plan, ids, place)
             if pixels is None:
+                self.lost.add(int(ids[place]))
                 continue
             image = torch.from_numpy(pixels).permute(2, 0, 1)
             read_into(batch.squares[place : place + 1], image, batch.plan, place)

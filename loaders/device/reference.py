@@ -8,9 +8,12 @@ so that a backend may hand over at that point.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -100,7 +103,7 @@ def second_read(squares: Tensor, plan: Plan) -> Tensor:
     x = left + np.clip(places * width, 0.5, width - 0.5) - side / 2
     radians = np.deg2rad(plan.angle)
     to_frame = np.stack([np.cos(radians), np.sin(radians)]) * 2 / side  # grid_sample's frame is -1 to 1
-    x, y, (cos, sin) = (torch.from_numpy(a.astype(np.float32)).to(squares.device) for a in (x, y, to_frame))
+    x, y, (cos, sin) = (_sent(a.astype(np.float32), squares.device) for a in (x, y, to_frame))
     x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
     grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
     read = functional.grid_sample(squares.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -112,7 +115,7 @@ def flip(squares: Tensor, plan: Plan) -> Tensor:
     for column, dimension in ((0, -1), (1, -2)):
         rows = np.flatnonzero(plan.flip[:, column])
         if len(rows):
-            at = torch.from_numpy(rows).to(squares.device, non_blocking=True)
+            at = _sent(rows, squares.device)
             flipped = squares[at].flip(dimension)
             squares = squares.clone()
             squares[at] = flipped
@@ -121,12 +124,26 @@ def flip(squares: Tensor, plan: Plan) -> Tensor:
 
 def normalise(squares: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """(pixels / 255 - mean) / std, computed in float32: `[B, 3, S, S]`, pixels 0–255 in any dtype → `dtype`."""
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    factor, offset = (torch.tensor(v, device=squares.device)[:, None, None] for v in (scale, shift))
+    factor, offset = _factor_and_offset(tuple(mean), tuple(std), squares.device)
     pixels = squares.to(torch.float32, copy=True)
     # Into its own input: half of the time would go into another 600 KB an image of fresh memory.
     return torch.addcmul(offset, pixels, factor, out=pixels).to(dtype)
+
+
+@cache
+def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`[3, 1, 1]` each; kept, as sending them anew would make the host wait for the GPU in every batch."""
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    with torch.inference_mode(False):
+        factor, offset = (torch.tensor(values, device=device)[:, None, None] for values in (scale, shift))
+    return factor, offset
+
+
+def _sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device, without the host waiting: a GPU fetches it from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 # --- colour: torchvision's definitions for floating-point images ---------------------------------
@@ -141,8 +158,8 @@ def jitter_color(images: Tensor, plan: Plan) -> Tensor:
         for which, adjust in enumerate((brightness, contrast, saturation, hue)):
             rows = np.flatnonzero(plan.color_order[:, place] == which)
             if len(rows):
-                factor = torch.from_numpy(plan.color[rows, which].astype(np.float32)).to(images.device)
-                at = torch.from_numpy(rows).to(images.device)
+                factor = _sent(plan.color[rows, which].astype(np.float32), images.device)
+                at = _sent(rows, images.device)
                 images[at] = adjust(images[at], factor[:, None, None, None])
     return images
 
@@ -164,7 +181,8 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """Luma by ITU-R 601-2 with torchvision's coefficients: `[B, 3, H, W]` → `[B, 1, H, W]`."""
-    return (images * torch.tensor((0.2989, 0.587, 0.114), device=images.device)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -179,6 +197,5 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     # Back to RGB: each channel falls from `value` by `chroma` along a trapezoid of the hue, a third of a turn apart.
-    corner = torch.tensor((5.0, 3.0, 1.0), device=images.device)[:, None, None]
-    k = (corner + sixths + 6 * shift) % 6
+    k = torch.cat([(corner + sixths + 6 * shift) % 6 for corner in (5, 3, 1)], dim=1)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -30,11 +30,11 @@ def open_image_folder(
     if not root.is_dir():
         raise InputError(f"DATA: there is no folder {root} (nor a data set of that name: sample, cifar10)")
     name = name or root.resolve().name
-    if not (root / "train").is_dir():
+    if not _holds_classes(root / "train"):
         everything = _open(root, "", name, progress)
         train, val = stratified_split(everything.labels, val_share=VAL_SHARE)
         return everything.select(train), everything.select(val)
-    if not (root / "val").is_dir():
+    if not _holds_classes(root / "val"):
         raise InputError(f"{root} has train/ but no val/: give the validation folder this name (a link will do)")
     train_source, val_source = (_open(root, split, name, progress) for split in ("train", "val"))
     in_train, in_val = set(train_source.classes), set(val_source.classes)
@@ -44,6 +44,14 @@ def open_image_folder(
             f"only in train/: {sorted(in_train - in_val)}, only in val/: {sorted(in_val - in_train)}"
         )
     return train_source, val_source
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether it is a folder of folders: a class may be called train, too, and holds images."""
+    if not folder.is_dir():
+        return False
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    return any(e.is_dir() for e in entries) and not any(e.name.lower().endswith(EXTENSIONS) for e in entries)
 
 
 def _open(root: Path, split: str, name: str, progress: Progress | None) -> Source:

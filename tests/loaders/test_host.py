@@ -582,3 +582,26 @@ def test_images_known_to_be_bad_and_gone_bad_count_together(image_folder: Path) 
     with pytest.raises(BadImageError, match=r"2 of 24 images .*\n(.*\n)*That is more than 1%") as caught:
         list(build(source, training=False, on_bad_image="skip"))
     assert sorted(Path(bad.path).name for bad in caught.value.bad) == ["10.jpg", "11.jpg"]
+
+
+@pytest.mark.needs_cuda
+def test_on_a_gpu_batches_are_those_of_the_cpu() -> None:
+    source = numbered(40)
+    gpu = torch.device("cuda")
+    batches = zip(build(source), build(source, device=gpu), strict=True)
+    for (images, labels), (sent, sent_labels) in batches:
+        assert (sent.device.type, sent_labels.device.type) == ("cuda", "cuda")
+        assert torch.equal(labels, sent_labels.cpu())
+        torch.testing.assert_close(images, sent.cpu(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.needs_cuda
+def test_the_host_never_waits_for_the_gpu() -> None:
+    loader = build(numbered(40), device=torch.device("cuda"))
+    list(loader)  # constants are sent once, with the first batch
+    loader.set_epoch(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        list(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

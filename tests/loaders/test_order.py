@@ -213,3 +213,9 @@ def test_subset_depends_on_the_seed_and_is_spread_evenly() -> None:
     first, other = seeded_subset(2000, 1000, seed=0), seeded_subset(2000, 1000, seed=1)
     assert 400 < len(np.intersect1d(first, other)) < 600
     assert stats.kstest(first / 2000, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 20.0])
+def test_a_split_needs_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match="val_share"):
+        stratified_split(np.zeros(10, np.int64), val_share=share)

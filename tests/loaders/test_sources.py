@@ -498,3 +498,11 @@ def test_a_home_relative_path_is_found(image_folder: Path, monkeypatch: pytest.M
     train, _ = open_data(f"~/{image_folder.name}", root=Path("data"))
     assert len(train) == 24
     assert train.name == "trees"
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "train", "val"):
+        for number in range(5):
+            put(tmp_path / name / f"{number}.png")
+    train, val = open_both(tmp_path)
+    assert train.classes == val.classes == ("bus", "train", "val")

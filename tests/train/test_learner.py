@@ -122,7 +122,7 @@ def test_evaluation_counts_exactly_and_leaves_padding_out() -> None:
     images, labels = batch(1, 16)
     padded = labels.clone()
     padded[11:] = NO_LABEL
-    score = ours.evaluate([Batch(images, labels), Batch(images, padded)], expected=27)
+    score = ours.evaluate([Batch(images, labels), Batch(images, padded)])
     with torch.inference_mode():
         logits = ours.model.eval()(images)
     losses = functional.cross_entropy(logits, labels, reduction="none")
@@ -131,15 +131,10 @@ def test_evaluation_counts_exactly_and_leaves_padding_out() -> None:
     assert score.loss == pytest.approx(float(losses.sum() + losses[:11].sum()) / 27, rel=1e-5)
 
 
-def test_evaluation_that_saw_too_few_is_not_believed() -> None:
-    with pytest.raises(AssertionError, match="8 samples instead of 9"):
-        learner().evaluate([batch()], expected=9)
-
-
 def test_evaluation_leaves_the_model_as_it_was() -> None:
     ours = learner()
     before = copy.deepcopy(ours.model.state_dict())
-    ours.evaluate([batch()], expected=8)
+    ours.evaluate([batch()])
     assert all(torch.equal(before[name], now) for name, now in ours.model.state_dict().items())
 
 

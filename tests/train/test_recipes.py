@@ -1,9 +1,12 @@
 """Recipes: the blog's setting to the letter, and a default that fits the data."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from loaders import RandomResizedCrop, ResizeCenterCrop
-from train.recipes import Setting, classic, default
+from train.recipes import Recipe, Setting, classic, default
 
 
 def setting(
@@ -42,6 +45,17 @@ def test_default_takes_enough_steps_an_epoch(images: int, gpus: int) -> None:
     recipe = default(setting(images=images, gpus=gpus))
     assert 16 <= recipe.batch_size <= 256
     assert recipe.batch_size == 16 or images // (recipe.batch_size * gpus) >= 24
+
+
+@pytest.mark.parametrize("recipe", [classic, default])
+def test_a_batch_size_asked_for_is_taken(recipe: Callable[[Setting], Recipe]) -> None:
+    assert recipe(replace(setting(), batch_size=24)).batch_size == 24
+
+
+@pytest.mark.parametrize("mode", ["feature", "finetune"])
+def test_the_default_learning_rate_falls_with_the_batch_size(mode: str) -> None:
+    large, small = (default(replace(setting(mode), batch_size=size)).learning_rate for size in (256, 32))
+    assert small == pytest.approx(large / (8 if mode == "finetune" else 8**0.5))
 
 
 def test_default_keeps_the_frozen_backbone_as_it_is() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from PIL import Image
 from train import load_classifier
 from train.__main__ import main
 from train.learner import Learner
+from train.options import Options
+from train.prepare import prepare
 from train.session import Session
+from train.stopping import StopRequest
 
 FILES = {
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt",
@@ -88,8 +92,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert steps == 12
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
     whole, parts = (torch.load(tmp_path / n / "last.pt", weights_only=True)["learner"] for n in ("whole", "parts"))
-    for part in ("model", "average"):
-        assert all(torch.equal(whole[part][key], parts[part][key]) for key in whole[part])
+    for a, b in ((whole["model"], parts["model"]), (whole["average"]["module"], parts["average"]["module"])):
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_signal_during_validation_loses_nothing(
@@ -128,6 +132,50 @@ def test_out_of_time_ends_in_order(image_folder: Path, tmp_path: Path) -> None:
     assert main(arguments(image_folder, out, "--max-minutes", "0.0001", "--epochs", "50")) == 0
     assert read(out, "summary.json")["epochs"] == 1
     assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_an_epoch_that_ran_out_of_time_is_finished_by_resuming(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "out_of_time", property(lambda _: True))
+        assert main(arguments(image_folder, out, "--max-minutes", "60")) == 0
+    assert len(rows(out)) == 1
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    assert without_times(rows(out)) == without_times(rows(tmp_path / "whole"))
+
+
+def test_validation_that_saw_too_few_is_not_believed(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Learner.evaluate
+    monkeypatch.setattr(Learner, "evaluate", lambda self, batches: evaluate(self, list(batches)[1:]))
+    with pytest.raises(AssertionError, match="validated 6 images instead of 10"):
+        main(arguments(image_folder, tmp_path / "run"))
+
+
+def test_an_image_lost_after_indexing_does_not_stop_a_run_that_skips(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loaders.loader.MOST_BAD", 0.5)
+
+    def losing(options: Options, *given: Any) -> Session:
+        session = prepare(options, *given)
+        (image_folder / "val" / "oak" / "03.jpg").unlink()
+        return session
+
+    monkeypatch.setattr("train.run.prepare", losing)
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--on-bad-image", "skip")) == 0
+    assert (read(out, "summary.json")["val_seen"], read(out, "summary.json")["bad_images"]) == (9, 1)
+
+
+def test_a_run_that_saved_nothing_may_be_begun_again(image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--lr", "1e20")) == 2
+    assert main(arguments(image_folder, out)) == 0
 
 
 def test_limits_take_a_mixed_share(image_folder: Path, tmp_path: Path) -> None:
@@ -244,13 +292,22 @@ def test_a_folder_that_holds_another_run_is_left_alone(
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-@pytest.mark.parametrize("different", [["--lr", "0.5"], ["--seed", "9"]])
-def test_resuming_with_other_options_is_refused(
-    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], different: list[str]
+@pytest.mark.parametrize(
+    ("different", "named"),
+    [
+        (["--lr", "0.5"], "recipe"),
+        (["--seed", "9"], "seed was 0, is 9"),
+        (["--precision", "bf16"], "precision was fp32, is bf16"),
+        (["--model", "resnet34"], "--model was resnet18, is resnet34"),
+        (["--train-limit", "9"], "steps was 12, is 4"),
+    ],
+)
+def test_resuming_with_other_options_is_refused_by_name(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], different: list[str], named: str
 ) -> None:
-    assert main(arguments(image_folder, tmp_path / "run")) == 0
+    assert main(arguments(image_folder, tmp_path / "run", "--epochs", "2")) == 0
     assert main(arguments(image_folder, tmp_path / "run", "--resume", *different)) == 2
-    assert "error: " in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_the_run(
@@ -284,3 +341,19 @@ def test_two_processes_train_as_one(image_folder: Path, tmp_path: Path) -> None:
     assert done.stdout.count("epoch 2/2") == 1
     assert read(out, "summary.json")["val_seen"] == 10
     assert {path.name for path in out.iterdir()} == FILES
+    # Judged by all processes was what the main one saved, with its BatchNorm statistics.
+    classify = load_classifier(out)
+    paths = sorted((image_folder / "val").rglob("*.jpg"))
+    right = sum(next(iter(classify(path))) == path.parent.name for path in paths)
+    assert right / len(paths) == read(out, "summary.json")["val_top1"]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("mode", ["feature", "finetune"])
+@pytest.mark.parametrize("more", [["--precision", "bf16"], ["--precision", "fp16"], ["--deterministic"]])
+def test_a_run_on_a_gpu(image_folder: Path, tmp_path: Path, mode: str, more: list[str]) -> None:
+    out = tmp_path / "run"
+    small = ["--size", "32", "--batch-size", "4", "--epochs", "2"]
+    given = [mode, "--data", str(image_folder), "--out", str(out), "--weights", "none", *small, *more]
+    assert main(given) == 0
+    assert read(out, "summary.json")["val_seen"] == 10

@@ -1,0 +1,1 @@
+"""What is done to batches on the device: the second read, flips, colour, normalisation."""
