@@ -102,7 +102,9 @@ def default(setting: Setting) -> Recipe:
     return Recipe(
         epochs=10 if setting.pretrained else 20,
         batch_size=batch_size,
-        learning_rate=(0.005 if setting.pretrained else 0.05) * together / 64,
+        # Of 5,000 images of CIFAR-10 in 3 epochs: 80.8 % at 0.0015 × batch / 64, 79.7 at 0.003, 78.6 at 0.005 and
+        # 38.5 at 0.015; runs are usually longer, hence not the lowest.
+        learning_rate=(0.003 if setting.pretrained else 0.05) * together / 64,
         weight_decay=5e-4,
         nesterov=True,
         schedule="one_cycle",
