@@ -26,6 +26,11 @@ from train.world import World
 
 
 def prepare(options: Options, world: World, reporter: Reporter, stop: StopRequest) -> Session:
+    """Opens the data, builds model and loaders, says what they are, and makes the run's folder.
+
+    Raises:
+        InputError: when something the user gave cannot be used; no folder has been made then.
+    """
     device = _device(options, world)
     if out := options.out and options.out.expanduser():
         check_out(out, resume=options.resume)  # before minutes go into preparing
@@ -55,25 +60,32 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
     session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
-    total, trainable = count_parameters(model)
+    _tell(session, weights=weights, compiled=compiled, out=out)
+    session.open_folder()
+    return session
+
+
+def _tell(session: Session, *, weights: str, compiled: bool, out: Path) -> None:
+    """Data, model, loader and why, precision, device."""
+    options, recipe, world, learner = session.options, session.recipe, session.world, session.learner
+    train, val = session.train_loader, session.val_loader
+    total, trainable = count_parameters(learner.model)
     _, why = choose_loader(options.loader)
-    reporter.facts(
+    device = device_name(learner.device) + (f" × {world.size}" if world.size > 1 else "")
+    session.reporter.facts(
         {
             "mode": f"{options.mode}, recipe {options.recipe}: {_told(recipe)}",
-            "data": f"{train.name}, {len(train_loader.ids):,} images to train on, "
-            f"{len(val_loader.ids):,} to validate, {len(train.classes)} classes, at {recipe.size} px",
+            "data": f"{train.source.name}, {len(train.ids):,} images to train on, {len(val.ids):,} to validate, "
+            f"{len(train.source.classes)} classes, at {recipe.size} px",
             "model": f"{options.model}, {weights} weights, {total:,} parameters, {trainable:,} trained",
-            "loader": f"{train_loader.name} ({why})",
-            "device": f"{device_name(device)}{f' × {world.size}' if world.size > 1 else ''}, {precision}"
-            f"{', compiled' if compiled else ''}",
+            "loader": f"{train.name} ({why})",
+            "device": f"{device}, {learner.precision}{', compiled' if compiled else ''}",
             "out": str(out),
         }
     )
-    if train_loader.bad_images or val_loader.bad_images:
-        bad = [*train_loader.bad_images, *val_loader.bad_images]
-        reporter.warn(f"{len(bad)} images cannot be decoded and are left out: " + "; ".join(map(str, bad[:5])))
-    session.open_folder()
-    return session
+    if bad := [*train.bad_images, *val.bad_images]:
+        named = "; ".join(map(str, bad[:5])) + ("; ..." if len(bad) > 5 else "")
+        session.reporter.warn(f"{len(bad)} images cannot be decoded and are left out: {named}")
 
 
 def _device(options: Options, world: World) -> torch.device:
