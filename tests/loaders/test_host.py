@@ -445,8 +445,12 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_the_threads(monkeypatch: pytest.M
     load, pressed = host.load_pixels, threading.Event()
     monkeypatch.setattr(host, "load_pixels", press_ctrl_c)
     before = set(threading.enumerate())
-    with pytest.raises(KeyboardInterrupt):
-        take_all(build(numbered(40)))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            take_all(build(numbered(40)))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert set(threading.enumerate()) <= before
 
 
