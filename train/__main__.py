@@ -11,9 +11,9 @@ try:
     from train.session import InterruptedRunError
     from train.world import joined_world
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
-    sys.exit(
-        f"error: {sys.executable} has no {missing.name}; to add it: {sys.executable} -m pip install {missing.name}"
-    )
+    python = sys.executable
+    print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(arguments: list[str] | None = None) -> int:

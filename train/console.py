@@ -39,7 +39,7 @@ class Reporter:
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[Callable[[int, int, str], None]]:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[remark]}"))
+        columns = (TextColumn(title), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[remark]}"))
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
             tasks: list[TaskID] = []
 

@@ -330,6 +330,15 @@ def test_without_network_other_data_stop_and_name_the_way_out(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_library_is_named_with_the_remedy() -> None:
+    checkout = Path(__file__).parents[2]
+    bare = [sys.executable, "-S", "-m", "train", "finetune"]  # without site-packages
+    done = subprocess.run(bare, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "-m pip install torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_two_processes_train_as_one(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
