@@ -1,8 +1,12 @@
 """What this process may use of the machine it runs on."""
 
 import os
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -26,6 +30,29 @@ def _cgroup_quota(cgroup: Path) -> float | None:
         return allowed / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if allowed > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def free_memory(device: torch.device, cgroup: Path = _CGROUP) -> int:
+    """Bytes that can still be had on the device; of a CPU's memory no more than its cgroup allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    return max(0, free)
+
+
+def told_bytes(count: float) -> str:
+    """For people: 12 kB, 184 MB, 1.2 GB, 78 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def cache_folder() -> Path:

@@ -157,6 +157,12 @@ class Plan:
         picked: dict[str, Any] = {name: v[rows] if isinstance(v, np.ndarray) else v for name, v in values}
         return Plan(**picked)
 
+    def overwrite(self, row: int, other: "Plan") -> None:
+        """Puts the only row of `other` into a row of this one."""
+        for field in fields(self):
+            if isinstance(column := getattr(self, field.name), np.ndarray):
+                column[row] = getattr(other, field.name)[0]
+
 
 def draw(spec: PlanSpec, *, seed: int, epoch: int, ids: NDArray[np.int64], sizes: NDArray[np.int32] | Ints) -> Plan:
     """Draws the plans of the samples `ids`.

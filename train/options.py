@@ -23,7 +23,7 @@ class Options:
     root: Path = Path("data")
     """Where named data sets lie, or are put."""
     loader: str = "auto"
-    """auto, torchvision, or baseline (the ordinary loader, to compare with)."""
+    """auto, torchvision, resident, baseline (the ordinary one, to compare with): `python -m loaders` tells more."""
     model: Architecture = "resnet18"
     """Which of torchvision's ResNets."""
     weights: str = "imagenet"
@@ -58,13 +58,17 @@ class Options:
     """Threads that decode and resize; all usable cores, unless given."""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do about images that cannot be decoded; up to 1 % can be skipped."""
+    max_pixels: int = 89_478_485
+    """Images of more pixels count as bad: a small file can unpack to gigabytes. Pillow's own limit, unless given."""
+    scaled_decoding: bool = False
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves the crop its pixels: faster, a little blurred."""
     out: Path | None = None
     """The run's folder; runs/MODE-DATA-TIME, unless given."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the interrupted run in the folder given with --out."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "workers"):
+        for name in ("epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "max_pixels", "workers"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{_flag(name)} {value}: expected more than 0")
         if self.size is not None and self.size < 32:

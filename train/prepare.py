@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torchvision.models import ResNet
 
-from loaders import InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
+from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.machine import usable_cores
 from train.console import Reporter
 from train.folder import RunFolder, check_out
 from train.learner import Learner
 from train.models import WeightsUnavailableError, build_model, count_parameters, load_weights
 from train.options import Options
-from train.precision import Precision, choose_precision
+from train.precision import choose_precision
 from train.recipes import RECIPES, Recipe, Setting
 from train.session import Session, device_name
 from train.stopping import StopRequest
@@ -45,7 +45,25 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         model, weights = _model(options, train, reporter)
     precision = choose_precision(options.precision, device)
     recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
-    train_loader, val_loader = _loaders(options, train, val, recipe, precision, device, world)
+    workers = options.workers or max(1, usable_cores() // world.local_size)
+    choice = choose_loader(
+        options.loader, [train, val], device=device, epochs=recipe.epochs, workers=workers, world_size=world.size
+    )
+    config = LoaderConfig(
+        spec=recipe.train_spec,
+        training=True,
+        batch_size=recipe.batch_size,
+        seed=options.seed,
+        device=device,
+        dtype=precision.dtype,
+        rank=world.rank,
+        world_size=world.size,
+        workers=workers,
+        on_bad_image=options.on_bad_image,
+        scaled_decoding=options.scaled_decoding,
+    )
+    train_loader = build_loader(train, config, loader=choice.name)
+    val_loader = build_loader(val, replace(config, spec=recipe.eval_spec, training=False), loader=choice.name)
     compiled = _compiled(options, device, reporter)
     learner = Learner(
         model,
@@ -60,17 +78,19 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
     session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
-    _tell(session, weights=weights, compiled=compiled, out=out)
+    _tell(session, choice, weights=weights, compiled=compiled, out=out)
+    for loader in (train_loader, val_loader):
+        with reporter.progress(f"decoding {loader.source.name}") as show:
+            loader.prepare(lambda done, total: show(done, total, ""))
     session.open_folder()
     return session
 
 
-def _tell(session: Session, *, weights: str, compiled: bool, out: Path) -> None:
+def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out: Path) -> None:
     """Data, model, loader and why, precision, device."""
     options, recipe, world, learner = session.options, session.recipe, session.world, session.learner
     train, val = session.train_loader, session.val_loader
     total, trainable = count_parameters(learner.model)
-    _, why = choose_loader(options.loader)
     device = device_name(learner.device) + (f" × {world.size}" if world.size > 1 else "")
     session.reporter.facts(
         {
@@ -78,7 +98,7 @@ def _tell(session: Session, *, weights: str, compiled: bool, out: Path) -> None:
             "data": f"{train.source.name}, {len(train.ids):,} images to train on, {len(val.ids):,} to validate, "
             f"{len(train.source.classes)} classes, at {recipe.size} px",
             "model": f"{options.model}, {weights} weights, {total:,} parameters, {trainable:,} trained",
-            "loader": f"{train.name} ({why})",
+            "loader": f"{choice.name} ({choice.reason})",
             "device": f"{device}, {learner.precision}{', compiled' if compiled else ''}",
             "out": str(out),
         }
@@ -140,33 +160,6 @@ def _recipe(options: Options, train: Source, device: torch.device, *, pretrained
     recipe = RECIPES[options.recipe](setting)
     chosen: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
     return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
-
-
-def _loaders(
-    options: Options,
-    train: Source,
-    val: Source,
-    recipe: Recipe,
-    precision: Precision,
-    device: torch.device,
-    world: World,
-) -> tuple[Loader, Loader]:
-    config = LoaderConfig(
-        spec=recipe.train_spec,
-        training=True,
-        batch_size=recipe.batch_size,
-        seed=options.seed,
-        device=device,
-        dtype=precision.dtype,
-        rank=world.rank,
-        world_size=world.size,
-        workers=options.workers or max(1, usable_cores() // world.local_size),
-        on_bad_image=options.on_bad_image,
-    )
-    return (
-        build_loader(train, config, loader=options.loader),
-        build_loader(val, replace(config, spec=recipe.eval_spec, training=False), loader=options.loader),
-    )
 
 
 def _told(recipe: Recipe) -> str:

@@ -24,6 +24,7 @@ class BaselineLoader(Loader):
     """The last batch of an epoch may be smaller, in training too."""
 
     name: ClassVar[str] = "baseline"
+    summary: ClassVar[str] = "the ordinary loader (PIL, DataLoader without workers), to compare with"
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         if config.world_size > 1:

@@ -13,8 +13,13 @@ _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, of which the 
 _JPEG_MODES = ("RGB", "L")
 
 
-def load_pixels(images: PixelArray | ImageFiles, index: int) -> NDArray[np.uint8]:
+def load_pixels(
+    images: PixelArray | ImageFiles, index: int, *, at_least: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """One image as uint8 `[H, W, 3]`, upright.
+
+    Args:
+        at_least: height and width that will do: a JPEG may then come at n/8 of its size, which is decoded faster.
 
     Raises:
         OSError, ValueError: when the file cannot be read or decoded.
@@ -24,14 +29,29 @@ def load_pixels(images: PixelArray | ImageFiles, index: int) -> NDArray[np.uint8
         return pixels
     data = images.read(index)
     is_jpeg = images.formats[index] in _JPEG_FORMATS and images.modes[index] in _JPEG_MODES
-    pixels = decode_jpeg(data) if is_jpeg else decode_with_pillow(data)
-    return upright(pixels, int(images.orientations[index]))
+    orientation = int(images.orientations[index])
+    if at_least is not None and orientation >= 5:
+        at_least = at_least[1], at_least[0]
+    pixels = decode_jpeg(data, at_least) if is_jpeg else decode_with_pillow(data)
+    return upright(pixels, orientation)
 
 
-def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    """RGB or grey JPEG → uint8 `[H, W, 3]`; what simplejpeg objects to is Pillow's to judge."""
+def require_size(pixels: NDArray[np.uint8], height: int, width: int) -> None:
+    """Raises ValueError where an image is not what it was when indexed, on which its plan depends."""
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"its {pixels.shape[0]} × {pixels.shape[1]} pixels are not {height} × {width}")
+
+
+def decode_jpeg(data: bytes, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """RGB or grey JPEG → uint8 `[H, W, 3]`; what simplejpeg objects to is Pillow's to judge.
+
+    With `at_least`, at the smallest n/8 of its size whose height and width are no less.
+    """
+    height, width = at_least or (0, 0)
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, min_factor=2 if at_least else 1
+        )
     except ValueError:
         return decode_with_pillow(data)
     return pixels

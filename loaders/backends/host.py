@@ -5,10 +5,11 @@ batch. Threads suffice, as decoding and resampling release the interpreter's loc
 processes to start, no shared memory to run out of, and nothing to pickle.
 """
 
+import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders import plan as plans
-from loaders.backends.decode import load_pixels
+from loaders.backends.decode import load_pixels, require_size
+from loaders.backends.memory import BatchMemory
 from loaders.device import reference
 from loaders.errors import BadImageError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
@@ -28,7 +29,6 @@ from loaders.sources.base import Source
 
 AHEAD = 3
 """Batches being made while one is consumed; more where batches are so small that threads would have nothing to do."""
-SAMPLES_PLANNED_AT_ONCE = 4096  # a plan costs 0.2 µs a sample so, 4.5 µs in batches of 64
 MOST_SAMPLES_PER_TASK = 16  # small enough to share a batch among threads, large enough to hide what a task costs
 
 
@@ -36,54 +36,41 @@ MOST_SAMPLES_PER_TASK = 16  # small enough to share a batch among threads, large
 class _Making:
     """A batch being made: rows are filled by threads, each row by one."""
 
-    squares: Tensor
-    """uint8 `[B, 3, S1, S1]`, channels-last; pinned where a GPU will fetch it."""
+    images: Tensor
+    """`[B, 3, S, S]`, channels-last: finished, or, pinned, the squares of the first read, which a GPU will finish."""
     labels: Tensor
     plan: Plan
     tasks: list[Future[None]]
 
 
 class HostLoader(Loader):
-    """Batches are the receiver's own: nothing here touches one after it was yielded."""
+    """Batches are the receiver's own: their memory is used again only when nobody holds them any more."""
 
     name: ClassVar[str] = "torchvision"
+    summary: ClassVar[str] = "threads decode and resize on the CPU, with torchvision's resampling"
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         super().__init__(source, config)
         self.workers = config.workers or usable_cores()
+        self._ahead = max(AHEAD, -(-2 * self.workers // config.batch_size))
         self._upload = _Upload(config.device) if config.device.type == "cuda" else None
+        self._batches = BatchMemory(most=self._ahead + 2)
+        self._squares = BatchMemory(most=self.workers)
 
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="saturate")
-        rows = self._planned(self.rows(start))
+        rows = self.planned(start)
         making: deque[_Making] = deque()
         try:
-            for _ in range(max(AHEAD, -(-2 * self.workers // self.config.batch_size))):
+            for _ in range(self._ahead):
                 self._begin(pool, rows, making)
             while making:
-                current = making.popleft()
-                for task in current.tasks:
+                for task in making[0].tasks:
                     task.result()
                 self._begin(pool, rows, making)
-                yield self._finish(current)
+                yield self._deliver(making.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _planned(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Plan]]:
-        """Each row of ids with its plan, drawn for thousands of samples at a time."""
-        rows_at_once = max(1, SAMPLES_PLANNED_AT_ONCE // self.config.batch_size)
-        for first in range(0, len(ids), rows_at_once):
-            chunk = ids[first : first + rows_at_once].copy()  # a bad image's place is taken in here
-            drawn = self._draw(chunk.ravel())
-            for place, row in enumerate(chunk):
-                at = place * self.config.batch_size
-                yield row, drawn[at : at + self.config.batch_size]
-
-    def _draw(self, ids: NDArray[np.int64]) -> Plan:
-        ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black
-        return plans.draw(
-            self.config.spec, seed=self.config.seed, epoch=self._epoch, ids=ids, sizes=self.source.sizes[ids]
-        )
 
     def _begin(
         self, pool: ThreadPoolExecutor, rows: Iterator[tuple[NDArray[np.int64], Plan]], making: deque[_Making]
@@ -92,76 +79,101 @@ class HostLoader(Loader):
         if (row := next(rows, None)) is None:
             return
         ids, plan = row
-        pinned = self._upload is not None
-        side = plan.read_size
-        # Ordinary tensors even where the receiver iterates in inference mode, in which the threads are not.
-        with torch.inference_mode(False):
-            squares = torch.zeros((len(ids), side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
-            labels = torch.full((len(ids),), NO_LABEL, dtype=torch.int64, pin_memory=pinned)
-        batch = _Making(squares, labels, plan, [])
+        with torch.inference_mode(False):  # even where the receiver iterates in it: the threads are not in it
+            batch = _Making(*self._empty_batch(len(ids), plan), plan, [])
         per_task = min(MOST_SAMPLES_PER_TASK, -(-len(ids) // self.workers))
         for first in range(0, len(ids), per_task):
             places = range(first, min(first + per_task, len(ids)))
             batch.tasks.append(pool.submit(self._fill, batch, ids, places))
         making.append(batch)
 
+    def _empty_batch(self, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Memory for images, with anything in it, and labels, all `NO_LABEL`."""
+        on_gpu = self._upload is not None
+        side, dtype = (plan.read_size, torch.uint8) if on_gpu else (plan.size, self.config.dtype)
+        shape = (count, side, side, 3)
+        # Pinned memory is used again by torch itself.
+        images = torch.empty(shape, dtype=dtype, pin_memory=True) if on_gpu else self._batches.empty(shape, dtype)
+        return images.permute(0, 3, 1, 2), torch.full((count,), NO_LABEL, dtype=torch.int64, pin_memory=on_gpu)
+
     def _fill(self, batch: _Making, ids: NDArray[np.int64], places: range) -> None:
-        """Decodes and reads some of a batch's samples."""
-        labels = np.full(len(places), NO_LABEL, np.int64)
+        """Makes some of a batch's samples."""
+        config, these = self.config, slice(places.start, places.stop)
+        images, plan = batch.images[these], batch.plan[these]
+        if self._upload is not None:
+            self._read(images, batch, ids, places)
+            return
+        done = config.dtype == torch.uint8 and plan.inner is None and plan.color is None
+        squares = (
+            images
+            if done
+            else self._squares.empty((len(places), plan.read_size, plan.read_size, 3), torch.uint8).permute(0, 3, 1, 2)
+        )
+        self._read(squares, batch, ids, places)
+        reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=images)
+
+    def _read(self, squares: Tensor, batch: _Making, ids: NDArray[np.int64], places: range) -> None:
+        """Decodes some of a batch's samples and reads them into `squares`; sets their labels."""
+        plan, labels = batch.plan, np.full(len(places), NO_LABEL, np.int64)
+        flips = self._upload is None and plan.inner is None  # a GPU does it in passing
         for row, place in enumerate(places):
+            out = squares[row : row + 1]
             if ids[place] == PADDING:
+                out.zero_()
                 continue
-            pixels = self._load_or_substitute(batch.plan, ids, place)
-            if pixels is None:
+            found = self._load_or_substitute(plan, ids, place)
+            if found is None:
+                out.zero_()
                 self.lost.add(int(ids[place]))
                 continue
-            image = torch.from_numpy(pixels).permute(2, 0, 1)
-            read_into(batch.squares[place : place + 1], image, batch.plan, place)
+            read_into(out, *found, plan, place, plan.flip[place].tolist() if flips else (False, False))
             labels[row] = self.source.labels[ids[place]]
+        if flips:
+            plan.flip[places.start : places.stop] = False  # done
         # At once: under the interpreter's lock, 0.2 µs a sample instead of 1.0 for one tensor element after the other.
         batch.labels[places.start : places.stop] = torch.from_numpy(labels)
 
-    def _load_or_substitute(self, plan: Plan, ids: NDArray[np.int64], place: int) -> NDArray[np.uint8] | None:
-        """The sample's pixels. Of one that has gone bad since it was indexed: another's, which takes its place.
+    def _load_or_substitute(
+        self, plan: Plan, ids: NDArray[np.int64], place: int
+    ) -> tuple[NDArray[np.uint8], list[int]] | None:
+        """The sample's pixels, and its box in them. Of one that has gone bad since it was indexed: another's.
 
         In an evaluation nothing takes its place (None), so that no sample counts twice.
         """
         wanted = int(ids[place])
-        pixels = self._load(wanted)
-        if pixels is not None or not self.config.training:
-            return pixels
-        sequence = self.sequence()
-        here = int(np.flatnonzero(sequence == wanted)[0])
-        for substitute in np.roll(sequence, -here)[1:].tolist():
-            pixels = self._load(substitute)
-            if pixels is not None:
-                ids[place] = substitute
-                _overwrite(plan, place, self._draw(ids[place : place + 1]))
-                return pixels
+        found = self._load(wanted, plan, place)
+        if found is not None or not self.config.training:
+            return found
+        for substitute in self._substitutes(wanted):
+            ids[place] = substitute
+            plan.overwrite(place, self.draw(ids[place : place + 1]))
+            if (found := self._load(substitute, plan, place)) is not None:
+                return found
         raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
 
-    def _load(self, index: int) -> NDArray[np.uint8] | None:
-        """The image's pixels; None, and a report, where they cannot be had."""
+    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]] | None:
+        """The image's pixels and the plan's box in them; None, and a report, where they cannot be had."""
+        height, width = self.source.sizes[index].tolist()
+        box = plan.box[place].tolist()
+        least = None
+        if self.config.scaled_decoding:
+            least = _least_size((height, width), box, plan.resized[place].tolist())
         try:
-            pixels = load_pixels(self.source.images, index)
-            if list(pixels.shape[:2]) != (indexed := self.source.sizes[index].tolist()):
-                raise ValueError(
-                    f"its {pixels.shape[0]} × {pixels.shape[1]} pixels are not {indexed[0]} × {indexed[1]}"
-                )
-            return np.require(pixels, requirements=["C", "W"])  # torch warns of what cannot be written to
+            pixels = load_pixels(self.source.images, index, at_least=least)
+            found = pixels.shape[:2]
+            if not (least and found in _scaled_sizes(height, width)):
+                require_size(pixels, height, width)
+            return pixels, box if found == (height, width) else _scaled_box(box, (height, width), found)
         except (OSError, ValueError) as error:
             self._report_bad(index, getattr(error, "strerror", None) or str(error))
             return None
 
-    def _finish(self, made: _Making) -> Batch:
-        squares, labels = made.squares, made.labels
-        if self._upload is not None:
-            squares, labels = self._upload(squares, labels)
+    def _deliver(self, made: _Making) -> Batch:
+        if self._upload is None:
+            return Batch(made.images, made.labels)
         config = self.config
-        return Batch(
-            reference.finish(squares, made.plan, mean=config.mean, std=config.std, dtype=config.dtype),
-            labels.to(config.device),
-        )
+        squares, labels = self._upload(made.images, made.labels)
+        return Batch(reference.finish(squares, made.plan, mean=config.mean, std=config.std, dtype=config.dtype), labels)
 
 
 class _Upload:
@@ -185,27 +197,53 @@ class _Upload:
         return copies
 
 
-def read_into(out: Tensor, image: Tensor, plan: Plan, row: int) -> None:
-    """The plan's first read of `image` (uint8 `[3, H, W]`) into `out` (uint8 `[1, 3, S1, S1]`, channels-last, black).
+def read_into(
+    out: Tensor, pixels: NDArray[np.uint8], box: list[int], plan: Plan, row: int, flip: Sequence[bool] = (False, False)
+) -> None:
+    """The plan's first read of `box` in an image (`[H, W, 3]`) into `out` (uint8 `[1, 3, S1, S1]`, channels-last).
 
-    Equal to `reference.first_read` on the CPU, without its temporaries.
+    Equal to `reference.first_read` on the CPU, and to flipping that (horizontally, vertically) where `flip` says
+    so. The box is flipped, not what is read from it: it has fewer pixels, and is to be copied anyway.
     """
-    top, left, height, width = plan.box[row].tolist()
-    part = image[None, :, top : top + height, left : left + width]
-    resized = plan.resized[row].tolist()
-    y, x = plan.window[row].tolist()
+    top, left, height, width = box
+    part = pixels[None, top : top + height, left : left + width].copy()
+    image = torch.from_numpy(part).permute(0, 3, 1, 2)
+    resized, (y, x) = plan.resized[row].tolist(), plan.window[row].tolist()
     side = plan.read_size
+    across, upside_down = flip
+    if across:
+        image, x = image.flip(-1), resized[1] - side - x
+    if upside_down:
+        image, y = image.flip(-2), resized[0] - side - y
     if resized == [side, side] and (y, x) == (0, 0):
-        torch.ops.aten._upsample_bilinear2d_aa.out(part, resized, False, None, None, out=out)
+        torch.ops.aten._upsample_bilinear2d_aa.out(image, resized, False, None, None, out=out)
         return
-    whole = torch.ops.aten._upsample_bilinear2d_aa(part, resized, False, None, None)
+    whole = torch.ops.aten._upsample_bilinear2d_aa(image, resized, False, None, None)
     seen = whole[..., max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
     down, right = max(-y, 0), max(-x, 0)
+    if seen.shape != out.shape:
+        out.zero_()  # black where the window leaves the image
     out[..., down : down + seen.shape[-2], right : right + seen.shape[-1]] = seen
 
 
-def _overwrite(plan: Plan, place: int, other: Plan) -> None:
-    """Puts the only row of `other` into a row of `plan`."""
-    for field in fields(Plan):
-        if isinstance(column := getattr(plan, field.name), np.ndarray):
-            column[place] = getattr(other, field.name)[0]
+def _least_size(size: tuple[int, int], box: list[int], resized: list[int]) -> tuple[int, int]:
+    """Height and width at which the box still has as many pixels as it is resized to; no more than `size`."""
+    share = min(1.0, max(resized[0] / box[2], resized[1] / box[3]))
+    return math.ceil(size[0] * share), math.ceil(size[1] * share)
+
+
+def _scaled_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """The sizes at which a JPEG may be decoded."""
+    return [(-(-height * eighths // 8), -(-width * eighths // 8)) for eighths in range(1, 8)]
+
+
+def _scaled_box(box: list[int], size: tuple[int, int], found: tuple[int, ...]) -> list[int]:
+    """The box of an image of `size` in that image decoded at the size `found`, in whole pixels."""
+    scaled = []
+    for axis in (0, 1):
+        ratio = found[axis] / size[axis]
+        first = min(round(box[axis] * ratio), found[axis] - 1)
+        last = round((box[axis] + box[axis + 2]) * ratio)
+        scaled.append((first, max(1, last - first)))
+    (top, height), (left, width) = scaled
+    return [top, left, height, width]

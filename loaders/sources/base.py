@@ -70,6 +70,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def pixel_bytes(self) -> int:
+        """What all images take decoded."""
+        return 3 * int(self.sizes.astype(np.int64).prod(axis=1).sum())
+
     def bad_image(self, index: int, reason: str) -> BadImage:
         return BadImage(self.images.describe(index), reason)
 

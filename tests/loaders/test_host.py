@@ -243,7 +243,7 @@ def test_the_number_of_workers_changes_nothing(source: Source, training: bool, w
 @pytest.mark.parametrize("at_once", [1, 10, 17])
 def test_how_many_plans_are_drawn_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     wanted = list(build(numbered(32), EVERYTHING, batch_size=5))
-    monkeypatch.setattr(host, "SAMPLES_PLANNED_AT_ONCE", at_once)
+    monkeypatch.setattr("loaders.loader.SAMPLES_PLANNED_AT_ONCE", at_once)
     assert same(build(numbered(32), EVERYTHING, batch_size=5), wanted)
 
 
@@ -327,7 +327,7 @@ def test_a_batch_is_the_receivers_own() -> None:
 def test_only_a_few_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
 
-    def counted(images: PixelArray, index: int) -> np.ndarray:
+    def counted(images: PixelArray, index: int, **_: object) -> np.ndarray:
         loaded.append(index)
         return load(images, index)
 
@@ -418,7 +418,7 @@ class MishapError(Exception):
 
 
 def test_an_exception_in_a_thread_arrives_in_the_loop_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(images: PixelArray, index: int) -> np.ndarray:
+    def fail(images: PixelArray, index: int, **_: object) -> np.ndarray:
         if index == fatal:
             raise MishapError(f"at {index}")
         return load(images, index)
@@ -435,7 +435,7 @@ def test_an_exception_in_a_thread_arrives_in_the_loop_as_it_is(monkeypatch: pyte
 
 
 def test_ctrl_c_while_waiting_for_a_batch_ends_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press_ctrl_c(images: PixelArray, index: int) -> np.ndarray:
+    def press_ctrl_c(images: PixelArray, index: int, **_: object) -> np.ndarray:
         if not pressed.is_set():
             pressed.set()
             time.sleep(0.2)  # by then the loop waits
@@ -538,7 +538,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, broken: Iterable[int]) -> None:
     """Lets these samples of a source in memory fail to load."""
     failing, load = set(broken), host.load_pixels
 
-    def read(images: PixelArray, index: int) -> np.ndarray:
+    def read(images: PixelArray, index: int, **_: object) -> np.ndarray:
         if index in failing:
             raise OSError("Input/output error")
         return load(images, index)
@@ -561,7 +561,7 @@ def test_a_substitute_gone_bad_has_a_substitute_too(monkeypatch: pytest.MonkeyPa
 def test_where_nothing_is_left_to_substitute_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
 
-    def read(_: PixelArray, index: int) -> np.ndarray:
+    def read(_: PixelArray, index: int, **__: object) -> np.ndarray:
         tries.append(index)
         raise MishapError("tried for ever") if len(tries) > 50 else OSError("Input/output error")
 

@@ -388,7 +388,7 @@ def test_an_unknown_loader_is_refused_with_the_names_there_are(name: str) -> Non
 
 
 def test_auto_stands_for_a_loader_that_is_here() -> None:
-    name, why = choose_loader("auto")
+    name, why = choose_loader("auto", [numbered(24)], device=torch.device("cpu"))
     assert name in PROMISING
     assert why
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4)).name == name
@@ -396,5 +396,5 @@ def test_auto_stands_for_a_loader_that_is_here() -> None:
 
 @pytest.mark.parametrize("name", available_loaders())
 def test_a_loader_is_built_by_its_name(name: str) -> None:
-    assert choose_loader(name)[0] == name
+    assert choose_loader(name, [numbered(24)], device=torch.device("cpu")) == (name, "as asked")
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4), loader=name).name == name
