@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.decode import load_pixels, require_size
+from loaders.backends.decode import load_pixels
 from loaders.device import reference, resample
 from loaders.errors import BadImageError, InputError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
@@ -90,8 +90,7 @@ class ResidentLoader(Loader):
         if index in self.source.bad:
             return
         try:
-            pixels = load_pixels(self.source.images, index)
-            require_size(pixels, *self.source.sizes[index].tolist())
+            pixels = load_pixels(self.source.images, index, size=tuple(self.source.sizes[index].tolist()))
         except (OSError, ValueError) as error:
             self._gone.add(index)
             self._report_bad(index, getattr(error, "strerror", None) or str(error))

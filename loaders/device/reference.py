@@ -128,8 +128,9 @@ def flip(squares: Tensor, plan: Plan) -> Tensor:
     return squares
 
 
-_BLOCK = 8
-"""Images normalised at once on a CPU: few enough to stay in its cache, which is worth a fifth of the time."""
+_BLOCK = 2
+"""Images normalised at once on a CPU, in memory that stays in its cache and is used again for the next ones: with 16 in
+fresh memory, an image of 224 px took 436 µs instead of 64."""
 
 
 def normalise(
@@ -146,9 +147,10 @@ def normalise(
     # A row of pixels at a time, 224 × 3 values: with three at a time, one per channel, it takes 4 times as long.
     factor, offset = _factor_and_offset(tuple(mean), tuple(std), squares.shape[-1], squares.device)
     rows, finished = squares.permute(0, 2, 3, 1).reshape(-1, len(factor)), out.permute(0, 2, 3, 1).view(-1, len(factor))
-    at_once = _BLOCK * squares.shape[-2] if squares.device.type == "cpu" else len(rows)
+    at_once = min(len(rows), _BLOCK * squares.shape[-2]) if squares.device.type == "cpu" else len(rows)
+    float32 = None if dtype == torch.float32 else rows.new_empty((at_once, len(factor)), dtype=torch.float32)
     for read, written in zip(rows.split(at_once), finished.split(at_once), strict=True):
-        working = written if dtype == torch.float32 else torch.empty_like(written, dtype=torch.float32)
+        working = written if float32 is None else float32[: len(read)]
         torch.addcmul(offset, working.copy_(read), factor, out=working)
         if working is not written:
             written.copy_(working)

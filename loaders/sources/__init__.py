@@ -6,19 +6,25 @@ from loaders.errors import InputError
 from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.cifar10 import open_cifar10
 from loaders.sources.image_folder import open_image_folder
-from loaders.sources.index import Progress
+from loaders.sources.index import MAX_PIXELS, Progress
+from loaders.sources.label_file import open_label_file
 from loaders.sources.sample import prepare_sample
 
 __all__ = ["ImageFiles", "PixelArray", "Progress", "Source", "open_data"]
 
 
-def open_data(data: str, *, root: Path, progress: Progress | None = None) -> tuple[Source, Source]:
+def open_data(
+    data: str, *, root: Path, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
+) -> tuple[Source, Source]:
     """Training and validation images.
 
     Args:
         data: "sample" (generated on first use), "cifar10" (downloaded on first use), or the path of
-            an image folder.
+            an image folder or of a CSV file of paths and labels.
         root: where named data sets lie.
+        max_pixels: images of more count as bad. Pillow itself warns above `PIL.Image.MAX_IMAGE_PIXELS` and refuses
+            twice as many: raise that, too, for larger ones.
+        progress: called with how many images are done and how many there are.
 
     Raises:
         InputError: when the data cannot be had or make no sense.
@@ -28,7 +34,12 @@ def open_data(data: str, *, root: Path, progress: Progress | None = None) -> tup
             folder = prepare_sample(root, progress=progress)
         except OSError as error:
             raise InputError(f"ROOT: the sample cannot be made under {root}: {error.strerror}") from error
-        return open_image_folder(folder, name="sample", progress=progress)
+        return open_image_folder(folder, name="sample", max_pixels=max_pixels, progress=progress)
     if data == "cifar10":
         return open_cifar10(root)
-    return open_image_folder(Path(data).expanduser(), progress=progress)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return open_image_folder(path, max_pixels=max_pixels, progress=progress)
+    if path.is_file():
+        return open_label_file(path, max_pixels=max_pixels, progress=progress)
+    raise InputError(f"DATA: there is no folder or CSV file {path} (nor a data set of that name: sample, cifar10)")

@@ -66,6 +66,8 @@ class Source:
     """Names the content: the same on every machine that holds the same data."""
     bad: dict[int, str] = field(default_factory=dict)
     """Pillow's verdict on images it cannot decode: id → reason."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the data: files that were passed over, for one."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,23 +1,29 @@
 """A folder with one folder of images per class, as `torchvision.datasets.ImageFolder` reads it."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from loaders.errors import InputError
 from loaders.order import stratified_split
-from loaders.sources.base import ImageFiles, Source, digest
-from loaders.sources.index import Progress, file_stat, index_files
+from loaders.sources.base import Source
+from loaders.sources.index import MAX_PIXELS, Progress, indexed_source
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+)  # fmt: skip
 VAL_SHARE = 0.2
-"""Share of each class held out for validation where the folder has no `val/`."""
+"""Share of each class held out for validation where nobody has chosen it."""
+
+_LITTER = ("__MACOSX",)  # folders that archives leave behind; hidden ones are passed over as well
 
 
 def open_image_folder(
-    root: Path, *, name: str | None = None, progress: Progress | None = None
+    root: Path, *, name: str | None = None, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
 ) -> tuple[Source, Source]:
     """Training and validation images of a folder.
 
@@ -25,66 +31,95 @@ def open_image_folder(
     of which `VAL_SHARE` of every class is then held out, always the same images.
 
     Raises:
-        InputError: when the folder is missing, empty, or its classes make no sense; the message says which.
+        InputError: when the folder is empty or its classes make no sense; the message says which.
     """
-    if not root.is_dir():
-        raise InputError(f"DATA: there is no folder {root} (nor a data set of that name: sample, cifar10)")
     name = name or root.resolve().name
-    if not _holds_classes(root / "train"):
-        everything = _open(root, "", name, progress)
-        train, val = stratified_split(everything.labels, val_share=VAL_SHARE)
-        return everything.select(train), everything.select(val)
+    if not _is_split(root):
+        return held_out(_open(root, name, max_pixels, progress))
     if not _holds_classes(root / "val"):
         raise InputError(f"{root} has train/ but no val/: give the validation folder this name (a link will do)")
-    train_source, val_source = (_open(root, split, name, progress) for split in ("train", "val"))
-    in_train, in_val = set(train_source.classes), set(val_source.classes)
-    if in_train != in_val:
+    train, val = (_open(root / split, name, max_pixels, progress) for split in ("train", "val"))
+    require_same_classes(str(root), train.classes, val.classes)
+    return train, val
+
+
+def held_out(everything: Source) -> tuple[Source, Source]:
+    """`VAL_SHARE` of every class for validation, the rest for training."""
+    train, val = stratified_split(everything.labels, val_share=VAL_SHARE)
+    return everything.select(train), replace(everything.select(val), notes=())
+
+
+def require_same_classes(where: str, in_train: Iterable[str], in_val: Iterable[str]) -> None:
+    """Raises InputError that names the classes which only one of the two has."""
+    train, val = set(in_train), set(in_val)
+    if train != val:
         raise InputError(
-            f"{root}: the classes of train/ and val/ differ: "
-            f"only in train/: {sorted(in_train - in_val)}, only in val/: {sorted(in_val - in_train)}"
+            f"{where}: the classes of train and val differ: "
+            f"only in train: {sorted(train - val)}, only in val: {sorted(val - train)}"
         )
-    return train_source, val_source
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not _is_litter(e.name))
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether it is a folder of folders: a class may be called train, too, and holds images."""
-    if not folder.is_dir():
-        return False
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    return any(e.is_dir() for e in entries) and not any(e.name.lower().endswith(EXTENSIONS) for e in entries)
+    return folder.is_dir() and bool(_folders(folder))
 
 
-def _open(root: Path, split: str, name: str, progress: Progress | None) -> Source:
+def _is_split(root: Path) -> bool:
+    """Whether `train/` is a split and not a class of that name, which holds images and perhaps folders of them."""
+    train, val = root / "train", root / "val"
+    return _holds_classes(train) and (_holds_classes(val) or not any(_is_image(e.name) for e in os.scandir(train)))
+
+
+def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -> Source:
     """All images below one folder of class folders; their paths are relative to it."""
-    folder = root / split
-    classes = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
-    per_class = [[f"{c}/{p}" for p in sorted(_image_paths(folder / c))] for c in classes]
-    if empty := [c for c, found in zip(classes, per_class, strict=True) if not found]:
-        raise InputError(f"{folder}: no images in the class folder(s) {', '.join(empty)} ({' '.join(EXTENSIONS)})")
+    try:
+        classes = tuple(_folders(folder))
+        files = [sorted(_files(folder / c)) for c in classes]
+        beside = [e.name for e in os.scandir(folder) if e.is_file()]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    per_class = [[f"{c}/{file}" for file in found if _is_image(file)] for c, found in zip(classes, files, strict=True)]
     if len(classes) < 2:
         found = f"only one, {classes[0]}" if classes else "none"
         raise InputError(f"{folder}: expected a folder of images per class, two classes or more, but found {found}")
-    paths = [path for found in per_class for path in found]
+    if empty := [c for c, found in zip(classes, per_class, strict=True) if not found]:
+        raise InputError(f"{folder}: no images in the class folder(s) {', '.join(empty)} ({' '.join(EXTENSIONS)})")
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in per_class])
-    stats = [file_stat(folder, path) for path in paths]
-    index = index_files(folder, paths, stats, progress)
-    facts = "\n".join(f"{path}\0{length}" for path, (length, _) in zip(paths, stats, strict=True))
-    return Source(
-        name,
-        classes,
-        labels,
-        index.sizes,
-        ImageFiles(folder, np.array(paths, np.str_), index.formats, index.modes, index.orientations),
-        digest(facts.encode("utf-8", "surrogateescape")),
-        {int(i): str(index.reasons[i]) for i in np.flatnonzero(index.reasons != "")},
-    )
+    paths = [path for found in per_class for path in found]
+    source = indexed_source(name, folder, paths, labels, classes, max_pixels=max_pixels, progress=progress)
+    return replace(source, notes=tuple(_notes(folder, [file for found in files for file in found], beside)))
 
 
-def _image_paths(folder: Path) -> Iterator[str]:
-    """Image files below `folder`, relative to it; hidden files and folders are passed over."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+def _files(folder: Path) -> Iterator[str]:
+    """Files below `folder`, relative to it; hidden ones, and what archives leave behind, are passed over."""
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
+        folders[:] = [f for f in folders if not _is_litter(f)]
         below = os.path.relpath(parent, folder)
         for file in files:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+            if not file.startswith("."):
                 yield file if below == "." else f"{below}/{file}".replace(os.sep, "/")
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _notes(folder: Path, files: list[str], beside: list[str]) -> Iterator[str]:
+    """What is passed over, so that nobody misses images without knowing it."""
+    others = Counter(PurePosixPath(file).suffix.lower() or "no extension" for file in files if not _is_image(file))
+    if others:
+        told = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
+        yield f"{folder}: {sum(others.values())} files are passed over, being no images: {told}"
+    if loose := sum(map(_is_image, beside)):
+        yield f"{folder}: {loose} images are passed over, as they lie beside the class folders and have no label"

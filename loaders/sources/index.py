@@ -15,15 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from loaders.machine import cache_folder, usable_cores
-from loaders.sources.base import digest
+from loaders.sources.base import ImageFiles, Source, digest
+from loaders.sources.pillow import as_rgb, orientation
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
 
-_VERSION = 1
+MAX_PIXELS = 89_478_485
+"""More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
+
+_VERSION = 2
 
 
 class Verdict(NamedTuple):
@@ -49,22 +53,25 @@ class Index:
     """`[N]`: why the image cannot be decoded; empty for a good one."""
 
 
-def examine(path: Path) -> Verdict:
-    """Decodes the whole image; whatever Pillow raises becomes the reason."""
+def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
+    """Decodes the whole image, if it has no more than `max_pixels`; whatever Pillow raises becomes the reason."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")  # reading a named pipe would wait for ever
         with Image.open(path) as image:
-            format, mode = image.format or "", image.mode
+            format, mode, (width, height) = image.format or "", image.mode, image.size
+            if width * height > max_pixels:
+                raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (--max-pixels)")
+            if mode in ("I", "F"):
+                as_rgb(image)
             image.load()
-            # Only now, as loading turns a TIFF upright, in which nothing is left to be turned then.
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            turned = orientation(image)
             width, height = image.size
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         return Verdict(0, 0, "", "", 1, str(error).replace(str(path), path.name) or type(error).__name__)
-    if orientation not in range(1, 9):
-        orientation = 1
-    if orientation >= 5:
+    if turned >= 5:
         width, height = height, width
-    return Verdict(height, width, format, mode, orientation, "")
+    return Verdict(height, width, format, mode, turned, "")
 
 
 def file_stat(root: Path, path: str) -> tuple[int, int]:
@@ -77,18 +84,24 @@ def file_stat(root: Path, path: str) -> tuple[int, int]:
 
 
 def index_files(
-    root: Path, paths: Sequence[str], stats: Sequence[tuple[int, int]], progress: Progress | None = None
+    root: Path,
+    paths: Sequence[str],
+    stats: Sequence[tuple[int, int]],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
 ) -> Index:
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
-    It is kept under `loaders.machine.cache_folder()`. All usable cores decode what is new.
+    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
+    what is new.
     """
-    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode())}.json"
+    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode(), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
     if unknown := [place for place, key in enumerate(keys) if key not in known]:
         with ThreadPoolExecutor(usable_cores()) as pool:
-            verdicts = pool.map(lambda place: examine(root / paths[place]), unknown)
+            verdicts = pool.map(lambda place: examine(root / paths[place], max_pixels), unknown)
             for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
                 known[keys[place]] = verdict
                 if progress is not None:
@@ -132,3 +145,33 @@ def _save(kept: Path, known: dict[str, Verdict]) -> None:
 def _checksum(body: str) -> str:
     """Differs for a damaged body and for one of another version of this module."""
     return digest(str(_VERSION).encode(), body.encode())
+
+
+def indexed_source(
+    name: str,
+    root: Path,
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Source:
+    """A source of image files.
+
+    Args:
+        paths: relative to `root`, with forward slashes.
+        labels: `[N]`, places in `classes`.
+    """
+    stats = [file_stat(root, path) for path in paths]
+    index = index_files(root, paths, stats, max_pixels=max_pixels, progress=progress)
+    facts = (f"{p}\0{length}\0{classes[k]}" for p, (length, _), k in zip(paths, stats, labels.tolist(), strict=True))
+    return Source(
+        name,
+        classes,
+        labels,
+        index.sizes,
+        ImageFiles(root, np.array(paths, np.str_), index.formats, index.modes, index.orientations),
+        digest("\n".join(facts).encode("utf-8", "surrogateescape")),
+        {int(i): str(index.reasons[i]) for i in np.flatnonzero(index.reasons != "")},
+    )

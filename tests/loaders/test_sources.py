@@ -51,9 +51,9 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded for the index, as it goes on."""
     names: list[str] = []
 
-    def counted(path: Path) -> index.Verdict:
+    def counted(path: Path, *rest: int) -> index.Verdict:
         names.append(path.name)
-        return examine(path)
+        return examine(path, *rest)
 
     examine = index.examine
     monkeypatch.setattr(index, "examine", counted)
@@ -231,6 +231,8 @@ def test_every_format_is_read_as_pillow_converts_it_to_rgb(tmp_path: Path, kind:
     assert source.sizes[1].tolist() == [20, 30]
     with Image.open(tmp_path / "train" / "this" / name) as stored, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns that a palette's alpha is lost, as it should be here
+        if mode == "I;16":  # of which `convert` would cut off what is beyond 255, nearly all
+            stored = Image.fromarray((np.asarray(stored) >> 8).astype(np.uint8))
         wanted = np.asarray(stored.convert("RGB"))
     np.testing.assert_array_equal(load_pixels(source.images, 1), wanted)
 
@@ -457,11 +459,81 @@ def test_a_limit_beyond_what_is_there_takes_all(image_folder: Path, limit: int) 
     assert paths(whole.take(limit)) == paths(whole)
 
 
+# --- images as people have them ------------------------------------------------------------------
+
+
+def of_two_classes(folder: Path, name: str) -> Path:
+    """Where to put an image under test: it will be the last one."""
+    for number in range(3):
+        put(folder / "a" / f"{number}.png")
+        put(folder / "b" / f"{number}.png")
+    return folder / "b" / name
+
+
+@pytest.mark.parametrize(("mode", "top"), [("I", 70000), ("I", -1), ("F", 300.0), ("F", float("nan"))])
+def test_32_bit_pixels_of_unknown_range_are_bad(tmp_path: Path, mode: str, top: float) -> None:
+    values = np.full((4, 5), 7, np.int32 if mode == "I" else np.float32)
+    values[2, 3] = top
+    Image.fromarray(values).save(of_two_classes(tmp_path, "z.tif"))
+    everything = [reason for source in open_both(tmp_path) for reason in source.bad.values()]
+    assert everything == ["its 32-bit pixels are not within 0 to 255: save it with 8 or 16 bits"]
+
+
+def test_an_image_of_more_pixels_than_allowed_is_bad_and_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(of_two_classes(tmp_path, "z.png"), size=(40, 50))
+    limits = {2000: [], 1999: ["its 50 × 40 pixels are more than 1,999 (--max-pixels)"]}
+    for limit in (2000, 1999, 2000):  # a verdict that was kept does not outlive its limit
+        sources = open_data(str(tmp_path), root=tmp_path, max_pixels=limit)
+        assert [reason for source in sources for reason in source.bad.values()] == limits[limit]
+    loaded: list[str] = []
+    monkeypatch.setattr(Image.Image, "load", lambda image: loaded.append(image.format))
+    assert index.examine(tmp_path / "b" / "z.png", 1999).reason
+    assert not loaded
+
+
+def test_a_named_pipe_is_bad_and_waits_for_nobody(tmp_path: Path) -> None:
+    os.mkfifo(of_two_classes(tmp_path, "z.jpg"))
+    assert [r for source in open_both(tmp_path) for r in source.bad.values()] == ["it is no regular file"]
+
+
+def test_a_file_that_must_not_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = put(of_two_classes(tmp_path, "z.png"))
+    opened = index.Image.open
+
+    def refuse(path: Path) -> Image.Image:  # what permissions do to anybody but root
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(index.Image, "open", refuse)
+    assert [r for source in open_both(tmp_path) for r in source.bad.values()] == [
+        "[Errno 13] Permission denied: 'z.png'"
+    ]
+
+
+def test_files_that_are_passed_over_are_counted(image_folder: Path) -> None:
+    oak = image_folder / "train" / "oak"
+    for name in ("notes.txt", "raw.heic", "raw2.HEIC", "README", ".hidden"):
+        (oak / name).write_text("no image")
+    put(image_folder / "train" / "loose.png")
+    (image_folder / "train" / "labels.json").write_text("{}")
+    put(image_folder / "train" / "__MACOSX" / "oak" / "1.png")
+    train, val = open_both(image_folder)
+    assert len(train) == 24
+    others, loose = train.notes
+    assert others.startswith(f"{image_folder}/train: 4 files are passed over, being no images: 2 × .heic, 1 × ")
+    assert {"1 × .txt", "1 × no extension"} < set(others.split(": ")[-1].split(", "))
+    assert loose.startswith(f"{image_folder}/train: 1 images are passed over, as they lie beside")
+    assert not val.notes
+
+
 # --- folders that make no sense ------------------------------------------------------------------
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no folder {tmp_path}/nowhere.*sample, cifar10"):
+    with pytest.raises(InputError, match=f"no folder or CSV file {tmp_path}/nowhere.*sample, cifar10"):
         open_both(tmp_path / "nowhere")
 
 
@@ -489,7 +561,7 @@ def test_fewer_than_two_classes_are_refused(tmp_path: Path, names: list[str], fo
 
 def test_classes_that_differ_between_train_and_val_are_named(image_folder: Path) -> None:
     (image_folder / "train" / "ash").rename(image_folder / "train" / "elm")
-    with pytest.raises(InputError, match=r"only in train/: \['elm'\], only in val/: \['ash'\]"):
+    with pytest.raises(InputError, match=r"only in train: \['elm'\], only in val: \['ash'\]"):
         open_both(image_folder)
 
 
