@@ -23,11 +23,12 @@ endif
 launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint
+.PHONY: help setup train bench test lint
 
 help:
 	@echo 'make train MODE=finetune                  all weights, on the embedded sample'
 	@echo 'make train MODE=feature DATA=cifar10      a new head only; DATA=/path/to/images for your own'
+	@echo 'make bench DATA=cifar10                   every loader here against the ordinary one'
 	@echo 'make test                                 the tests'
 	@echo 'make lint                                 style and types'
 	@echo 'make setup                                only build .venv'
@@ -40,6 +41,9 @@ setup: $(ready)
 train: $(ready)
 	@$(python) $(launch) -m train $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
 	    --weights '$(WEIGHTS)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+bench: $(ready)
+	@$(python) -m benchmarks loaders --data '$(DATA)' --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 test: $(ready_dev)
 	$(python) -m pytest $(ARGS)

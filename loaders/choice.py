@@ -56,7 +56,8 @@ def choose_loader(
             raise InputError(f"LOADER={loader}: there are auto, {', '.join(BACKENDS)}")
         if (missing := BACKENDS[loader].missing()) is not None:
             raise InputError(f"LOADER={loader} cannot be used here: {missing}")
-        return Choice(loader, "as asked")
+        copies = f"; each of {world_size} ranks keeps {told_bytes(sum(source.pixel_bytes for source in sources))}"
+        return Choice(loader, "as asked" + (copies if loader == ResidentLoader.name and world_size > 1 else ""))
     cores = workers or usable_cores()
     threads = f"{cores} threads decode and resize" if cores > 1 else "one thread decodes and resizes"
     if device.type != "cuda":

@@ -13,6 +13,7 @@ from torchvision import transforms
 from torchvision.models import ResNet
 
 from loaders import InputError
+from loaders.sources.pillow import as_rgb
 from train.folder import CONFIG, WEIGHTS
 from train.models import build_model
 
@@ -33,7 +34,8 @@ class Classifier:
         if not isinstance(image, Image.Image):
             image = ImageOps.exif_transpose(Image.open(image))
         device = next(self.model.parameters()).device
-        logits: Tensor = self.model(self.preprocess(image.convert("RGB"))[None].to(device))
+        rgb = Image.fromarray(as_rgb(image))
+        logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))
         probabilities = logits.softmax(1)[0].tolist()
         ranked = sorted(zip(self.labels, probabilities, strict=True), key=lambda pair: -pair[1])
         return dict(ranked)

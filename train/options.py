@@ -7,9 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from loaders import InputError
+from loaders.sources import MAX_PIXELS
 from train.models import Architecture
 from train.precision import PrecisionName
 from train.recipes import Mode, RecipeName
+
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Options:
     mode: tyro.conf.Positional[Mode]
     """feature: a new head on a frozen backbone; finetune: all weights."""
     data: str = "sample"
-    """sample (generated), cifar10 (downloaded), or an image folder: train/ and val/, or a folder per class."""
+    """sample (drawn), cifar10 (downloaded), a folder (train/ and val/, or one per class), or a CSV file of labels."""
     root: Path = Path("data")
     """Where named data sets lie, or are put."""
     loader: str = "auto"
@@ -30,19 +35,19 @@ class Options:
     """imagenet (torchvision's, cached or downloaded), none, or a file: .pth, .pt, .safetensors."""
     recipe: RecipeName = "default"
     """default, or classic: the blog post's setting."""
-    epochs: int | None = None
+    epochs: OptionalInt = None
     """The recipe's, unless given."""
-    batch_size: int | None = None
+    batch_size: OptionalInt = None
     """Images per step and GPU; the recipe's, unless given."""
-    lr: float | None = None
+    lr: OptionalFloat = None
     """Highest learning rate; the recipe's, unless given."""
-    size: int | None = None
+    size: OptionalInt = None
     """Side of the images in pixels: 224, unless given (64 for the sample without a GPU)."""
-    train_limit: int | None = None
+    train_limit: OptionalInt = None
     """Train on this many images only, drawn at random, always the same."""
-    val_limit: int | None = None
+    val_limit: OptionalInt = None
     """Evaluate on this many images only, drawn at random, always the same."""
-    max_minutes: float | None = None
+    max_minutes: OptionalFloat = None
     """Stop training after this long, evaluate, and finish in order."""
     seed: int = 0
     """Of the new head, the order and the augmentation."""
@@ -54,15 +59,15 @@ class Options:
     """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model; auto: on a GPU."""
-    workers: int | None = None
+    workers: OptionalInt = None
     """Threads that decode and resize; all usable cores, unless given."""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do about images that cannot be decoded; up to 1 % can be skipped."""
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels count as bad: a small file can unpack to gigabytes. Pillow's own limit, unless given."""
     scaled_decoding: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves the crop its pixels: faster, a little blurred."""
-    out: Path | None = None
+    out: OptionalPath = None
     """The run's folder; runs/MODE-DATA-TIME, unless given."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the interrupted run in the folder given with --out."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torchvision.models import ResNet
 
 from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
@@ -35,9 +36,13 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     if out := options.out and options.out.expanduser():
         check_out(out, resume=options.resume)  # before minutes go into preparing
     _make_repeatable(options)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; --max-pixels takes its place
     with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
         train, val = open_data(
-            options.data, root=options.root.expanduser(), progress=lambda done, total: show(done, total, "")
+            options.data,
+            root=options.root.expanduser(),
+            max_pixels=options.max_pixels,
+            progress=lambda done, total: show(done, total, ""),
         )
     train = train.take(options.train_limit or len(train))
     val = val.take(options.val_limit or len(val))
@@ -103,6 +108,8 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
             "out": str(out),
         }
     )
+    for note in dict.fromkeys([*train.source.notes, *val.source.notes]):
+        session.reporter.say(note)
     if bad := [*train.bad_images, *val.bad_images]:
         named = "; ".join(map(str, bad[:5])) + ("; ..." if len(bad) > 5 else "")
         session.reporter.warn(f"{len(bad)} images cannot be decoded and are left out: {named}")

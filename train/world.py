@@ -1,18 +1,25 @@
 """The processes of a run: one, or one per GPU under torchrun."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 
 from loaders import InputError
+from loaders.machine import told_bytes
 
 _PATIENCE = timedelta(hours=2)
 """For the main process's downloads and index; a process that died is noticed by torchrun at once."""
+
+_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_BYTES = 16 << 20
+"""What NCCL wants of it for each GPU, about; containers often come with 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,22 @@ def joined_world(use_cuda: bool) -> Iterator[World]:
     if use_cuda:
         if world.local_size > torch.cuda.device_count():
             raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
+        require_shared_memory(world.local_size)
         torch.cuda.set_device(world.local_rank)
     distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=_PATIENCE)
     try:
         yield world
     finally:
         distributed.destroy_process_group()
+
+
+def require_shared_memory(gpus: int, folder: Path = _SHARED_MEMORY) -> None:
+    """Raises InputError where there is too little for the GPUs of a machine to talk through."""
+    if gpus == 1 or os.environ.get("NCCL_SHM_DISABLE") == "1" or not folder.is_dir():
+        return
+    free, wanted = shutil.disk_usage(folder).free, gpus * _SHARED_BYTES
+    if free < wanted:
+        raise InputError(
+            f"NGPU={gpus}: {folder} has {told_bytes(free)} free, and NCCL wants about {told_bytes(wanted)}: start the "
+            "container with --shm-size=1g (or --ipc=host), or set NCCL_SHM_DISABLE=1, which is slower"
+        )

@@ -38,11 +38,13 @@ class ResidentLoader(Loader):
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         super().__init__(source, config)
-        free = free_memory(config.device)
-        if source.pixel_bytes > free:
+        copies = config.world_size if config.device.type == "cpu" else 1  # ranks share a CPU's memory, no GPU's
+        needed, free = copies * source.pixel_bytes, free_memory(config.device)
+        if needed > free:
+            times = f" × {copies} ranks" if copies > 1 else ""
             raise InputError(
-                f"LOADER=resident: {source.name} is {told_bytes(source.pixel_bytes)} decoded, and {config.device} "
-                f"has {told_bytes(free)} free: choose LOADER=torchvision"
+                f"LOADER=resident: {source.name} is {told_bytes(source.pixel_bytes)} decoded{times}, and "
+                f"{config.device} has {told_bytes(free)} free: choose LOADER=torchvision"
             )
         self._starts = np.concatenate([[0], np.cumsum(source.sizes.astype(np.int64).prod(axis=1))])
         self._pixels: Tensor | None = None

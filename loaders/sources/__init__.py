@@ -10,7 +10,7 @@ from loaders.sources.index import MAX_PIXELS, Progress
 from loaders.sources.label_file import open_label_file
 from loaders.sources.sample import prepare_sample
 
-__all__ = ["ImageFiles", "PixelArray", "Progress", "Source", "open_data"]
+__all__ = ["MAX_PIXELS", "ImageFiles", "PixelArray", "Progress", "Source", "open_data"]
 
 
 def open_data(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from loaders.backends import decode
-from loaders.backends.decode import decode_jpeg, decode_with_pillow, load_pixels
+from loaders.backends.decode import decode_jpeg, decode_with_pillow, load_pixels, shorten_jpeg
 from loaders.sources import ImageFiles, PixelArray, open_data
 from loaders.sources.index import examine
 from tests.conftest import smooth_image
@@ -210,3 +210,114 @@ def test_every_real_photograph_decodes_exactly_as_pillow_decodes_it(photos: Path
             wanted = by_pillow(Path(source.images.describe(index)))
             assert source.sizes[index].tolist() == list(wanted.shape[:2])
             np.testing.assert_array_equal(load_pixels(source.images, index), wanted)
+
+
+# --- decoding no more than is wanted ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_pillow")
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(1, 60),
+    share=st.floats(0, 1),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "4:1:1"]),
+    options=st.sampled_from([{}, {"optimize": True}, {"restart_marker_blocks": 2}, {"quality": 30}]),
+)
+def test_the_rows_wanted_are_those_of_the_whole_image(
+    height: int, width: int, share: float, subsampling: str, options: dict[str, object]
+) -> None:
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    data, rows = encoded(noise, subsampling=subsampling, **options), max(1, round(share * height))
+    top = decode_jpeg(data, top=(rows, height))
+    assert top.shape == (min(height, rows + 2), width, 3)
+    np.testing.assert_array_equal(top[:rows], by_pillow(data)[:rows])
+
+
+@pytest.mark.parametrize(
+    ("data", "height"),
+    [
+        (encoded(smooth_image(64, 64, 0), progressive=True), 64),
+        (encoded(smooth_image(64, 64, 0))[:-2], 64),
+        (encoded(smooth_image(64, 64, 0)), 65),
+        (encoded(smooth_image(64, 64, 0)) + b"garbage", 64),
+        (encoded(smooth_image(64, 64, 0), "PNG"), 64),
+        (b"\xff\xd8\xff\xe0\x00\x04ab\xff\xd9", 64),
+        (b"\xff\xd8\xff\xd9", 64),
+        (b"", 64),
+    ],
+    ids=[
+        "progressive",
+        "cut off",
+        "another height",
+        "garbage behind",
+        "no JPEG",
+        "no frame",
+        "nothing inside",
+        "empty",
+    ],
+)
+def test_what_cannot_be_shortened_is_decoded_whole(data: bytes, height: int) -> None:
+    assert shorten_jpeg(data, 20, height) is None
+
+
+def test_a_jpeg_that_is_all_wanted_is_not_shortened() -> None:
+    data = encoded(smooth_image(64, 64, 0))
+    assert shorten_jpeg(data, 62, 64) is None
+    assert shorten_jpeg(data, 61, 64) is not None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_have_the_rows_wanted(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(smooth_image(50, 70, 3), exif=exif))
+    whole = by_pillow(path)
+    pixels = load_pixels(indexed(path), 0, size=whole.shape[:2], rows=20)
+    assert len(pixels) == (22 if orientation in (1, 2) else len(whole))
+    np.testing.assert_array_equal(pixels[:20], whole[:20])
+
+
+@pytest.mark.parametrize("rows", [None, 20])
+def test_an_image_that_is_not_what_it_was_is_refused(tmp_path: Path, rows: int | None) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(smooth_image(50, 70, 3)))
+    images = indexed(path)
+    path.write_bytes(encoded(smooth_image(48, 70, 3)))
+    with pytest.raises(ValueError, match="its 48 × 70 pixels are not 50 × 70"):
+        load_pixels(images, 0, size=(50, 70), rows=rows)
+
+
+@pytest.mark.needs_photos
+def test_the_rows_wanted_of_every_real_photograph_are_exact(photos: Path) -> None:
+    shortened = 0
+    for source in open_data(str(photos), root=photos):
+        assert isinstance(source.images, ImageFiles)
+        for index in range(0, len(source), 3):
+            if index in source.bad or source.images.formats[index] != "JPEG":
+                continue
+            size = tuple(source.sizes[index].tolist())
+            whole, rows = load_pixels(source.images, index), size[0] * (index % 7 + 1) // 9 + 1
+            top = load_pixels(source.images, index, size=size, rows=rows)
+            np.testing.assert_array_equal(top[:rows], whole[:rows])
+            shortened += len(top) < size[0]
+    assert shortened > 50
+
+
+@pytest.mark.parametrize("at_least", [(50, 70), (26, 36), (25, 35), (24, 30), (7, 9), (1, 1)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_scaled_jpeg_is_the_smallest_eighth_that_will_do(
+    tmp_path: Path, at_least: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(smooth_image(50, 70, 3), exif=exif))
+    size = (50, 70) if orientation == 1 else (70, 50)
+    wanted = at_least if orientation == 1 else at_least[::-1]
+    found = load_pixels(indexed(path), 0, size=size, at_least=wanted).shape[:2]
+    possible = [(-(-size[0] * n // 8), -(-size[1] * n // 8)) for n in range(1, 9)]
+    # simplejpeg takes a smaller size only from half on, as others are slower to decode.
+    enough = [p for n, p in enumerate(possible, 1) if p[0] >= wanted[0] and p[1] >= wanted[1] and (n <= 4 or n == 8)]
+    assert found == enough[0]

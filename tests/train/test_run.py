@@ -310,6 +310,52 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["config.json", "last.pt", "best.pt", "metrics.jsonl", "curves.png", "summary.json"])
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / f"{name}.part").symlink_to("/dev/full")  # where every byte is one too many
+    assert main(arguments(image_folder, out, "--epochs", "1")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {out / name} cannot be written")
+    assert not list(out.glob("*.part"))
+    assert not (out / name).exists()
+
+
+def test_resident_and_torchvision_learn_the_same(image_folder: Path, tmp_path: Path) -> None:
+    for loader in ("resident", "torchvision"):
+        assert main(arguments(image_folder, tmp_path / loader, "--loader", loader, "--recipe", "classic")) == 0
+    ours, theirs = (rows(tmp_path / loader) for loader in ("resident", "torchvision"))
+    assert without_times(ours) == without_times(theirs)
+    assert read(tmp_path / "resident", "summary.json")["loader"] == "resident"
+
+
+def test_what_is_passed_over_is_said(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "train" / "oak" / "raw.heic").write_bytes(b"")
+    assert main(arguments(image_folder, tmp_path / "run", "--epochs", "1")) == 0
+    assert "1 files are passed over, being no images: 1 × .heic" in capsys.readouterr().out
+
+
+def test_a_csv_file_of_labels_trains_and_its_classes_are_kept(image_folder: Path, tmp_path: Path) -> None:
+    files = sorted(image_folder.rglob("*.jpg"))
+    lines = [f"{path},tree {path.parent.name},{path.parts[-3]}" for path in files]
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + "\n".join(lines))
+    assert main(arguments(tmp_path / "labels.csv", tmp_path / "run", "--epochs", "1")) == 0
+    assert read(tmp_path / "run", "summary.json")["val_seen"] == 10
+    config: Any = read(tmp_path / "run", "config.json")
+    assert config["model"]["label_names"] == ["tree ash", "tree oak"]
+    assert set(load_classifier(tmp_path / "run")(files[0])) == {"tree ash", "tree oak"}
+
+
+def test_images_of_too_many_pixels_are_named(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "run", "--max-pixels", "5400")) == 2  # the largest have more
+    assert "more than 5,400 (--max-pixels)" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_stops_the_run(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Measures what the loaders supply. `python -m benchmarks --help` tells how."""

@@ -1,0 +1,153 @@
+"""Measuring: turns, windows, ratios; and the whole command on a few images."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import measure as measuring
+from benchmarks.__main__ import main
+from benchmarks.arms import BASELINE, FINISHED, UINT8, Task, long_epochs, ordinary, ours
+from benchmarks.measure import Arm, Window, measure, rows
+from benchmarks.report import table
+from loaders import Source
+from loaders.sources import PixelArray
+from tests.loaders.test_loader import numbered
+
+
+class Clock:
+    """Time that only those who work let pass."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return 2 * self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measuring, "time", clock)
+    return clock
+
+
+def working(clock: Clock, cost: float, order: list[str], name: str) -> Arm:
+    """Batches of four images, each of which takes `cost` seconds."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            clock.now += 4 * cost
+            order.append(name)
+            yield torch.zeros(4, 1), torch.zeros(4)
+
+    return Arm("work", name, batches)
+
+
+def test_arms_take_turns_and_their_rates_are_what_they_work(clock: Clock) -> None:
+    order: list[str] = []
+    arms = [working(clock, 1 / 100, order, "slow"), working(clock, 1 / 400, order, "fast")]
+    told: list[tuple[int, int, str]] = []
+    found = measure(arms, windows=3, seconds=2.0, tell=lambda *given: told.append(given))
+    turns = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
+    assert turns == ["slow", "fast"] * 4  # the first of them to warm up
+    assert [done for done, _, _ in told] == list(range(8))
+    assert [window.rate for window in found["slow"]] == pytest.approx([100] * 3)
+    assert [window.rate for window in found["fast"]] == pytest.approx([400] * 3)
+    slow, fast = rows(arms, found, baseline="slow")
+    assert (slow["times_baseline"], fast["times_baseline"]) == pytest.approx((1, 4))
+    assert fast["cpu_seconds_per_1000"] == pytest.approx(2 * 1000 / 400)
+    assert not fast["noisy"]
+
+
+def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
+    """A machine that slows down in the middle changes no ratio."""
+    arms = [Arm("g", "base", list), Arm("g", "ours", list)]
+    base = [Window(100, 1, 1), Window(50, 1, 1), Window(10, 1, 1)]
+    ours = [Window(300, 1, 1), Window(150, 1, 1), Window(30, 1, 1)]
+    _, row = rows(arms, {"base": base, "ours": ours}, baseline="base")
+    assert row["times_baseline"] == 3
+    assert (row["low"], row["images_per_second"], row["high"]) == (30, 150, 300)
+    assert row["noisy"]
+    assert "noisy" in table([row])
+
+
+def test_short_sets_are_repeated_and_bad_images_left_out() -> None:
+    source = numbered(10, bad=[3])
+    long = long_epochs(source, 40)
+    assert len(long) == 40
+    assert set(long.labels.tolist()) == set(range(10)) - {3}
+    assert not long.bad
+    assert len(long_epochs(source, 4)) == 9
+
+
+def task(source: Source) -> Task:
+    return Task(long_epochs(source, 64), 24, 8, torch.device("cpu"), torch.bfloat16, 2)
+
+
+def test_every_arm_delivers_what_its_group_says() -> None:
+    given = task(numbered(16))
+    dtypes = {UINT8: {torch.uint8}, FINISHED: {torch.bfloat16, torch.float32}}
+    arms = [*ordinary(given), *ours(given)]
+    assert len({arm.name for arm in arms}) == len(arms) >= 8
+    for arm in arms:
+        batches = iter(arm.batches())
+        for _ in range(2):
+            images, labels = next(batches)
+            assert images.shape == (8, 3, 24, 24)
+            assert images.dtype in dtypes[arm.group]
+            assert set(labels.tolist()) <= set(range(16))
+        del batches
+
+
+def test_torchvisions_arm_serves_every_kind_of_file(image_folder: Path) -> None:
+    from PIL import Image
+
+    from benchmarks.arms import TorchvisionDataset
+    from loaders import open_data
+    from tests.conftest import smooth_image
+
+    Image.fromarray(smooth_image(20, 30, 0)).convert("L").save(image_folder / "train" / "oak" / "grey.jpg")
+    Image.fromarray(smooth_image(20, 30, 0)).convert("P").save(image_folder / "train" / "oak" / "palette.png")
+    source, _ = open_data(str(image_folder), root=image_folder)
+    dataset = TorchvisionDataset(task(source))
+    assert {tuple(dataset[place][0].shape) for place in range(len(source))} == {(3, 24, 24)}
+
+
+def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--size", "16", "--images", "64", "--batch-size", "4", "--windows", "2", "--seconds", "0.05"]
+    given = ["loaders", "--data", str(image_folder), "--out", str(tmp_path / "out"), "--workers", "1", *small]
+    assert main([*given, "--only", "torchvision"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == result
+    assert {"theme", "environment", "options", "rows"} <= set(result)
+    names = [row["name"] for row in result["rows"]]
+    assert BASELINE in names
+    assert {"torchvision", "torchvision, uint8", "torchvision, uint8, scaled decoding"} < set(names)
+    assert "resident" not in names
+    for row in result["rows"]:
+        assert row["low"] <= row["images_per_second"] <= row["high"]
+        assert any(row["name"] in line for line in lines[:-1])
+
+
+def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["loaders", "--data", "/no/such/folder"]) == 2
+    assert capsys.readouterr().err.startswith("error: DATA: there is no folder or CSV file /no/such/folder")
+
+
+def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:
+    source = numbered(5)
+    long = long_epochs(source, 12)
+    assert isinstance(long.images, PixelArray)
+    assert isinstance(source.images, PixelArray)
+    for place in range(12):
+        np.testing.assert_array_equal(long.images.pixels[place], source.images.pixels[long.labels[place]])

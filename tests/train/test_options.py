@@ -1,0 +1,47 @@
+"""The options of `python -m train`: which there are, how they are shown."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from train.__main__ import main
+from train.options import Options, parse_options
+
+OPTIONS = [
+    "mode", "data", "root", "loader", "model", "weights", "recipe", "epochs", "batch_size", "lr", "size",
+    "train_limit", "val_limit", "max_minutes", "seed", "deterministic", "device", "precision", "compile",
+    "workers", "on_bad_image", "max_pixels", "scaled_decoding", "out", "resume",
+]  # fmt: skip
+
+
+def test_no_option_comes_or_goes_unnoticed() -> None:
+    """People's scripts hold these names, and no more than thirty can be kept in mind."""
+    assert [field.name for field in dataclasses.fields(Options)] == OPTIONS
+    assert len(OPTIONS) <= 30
+
+
+def test_the_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in OPTIONS[1:]:
+        assert f"--{name.replace('_', '-')} " in told
+    assert "{None}" not in told
+    assert "feature: a new head on a frozen backbone; finetune: all weights." in told
+
+
+def test_a_shell_can_complete_the_options(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--tyro-write-completion", "bash", str(tmp_path / "completion")])
+    assert caught.value.code in (0, None)
+    script = (tmp_path / "completion").read_text()
+    assert "--on-bad-image" in script
+    assert "complete -F" in script
+
+
+def test_unless_told_otherwise_options_are_left_to_the_recipe() -> None:
+    options = parse_options(["finetune"])
+    assert [options.epochs, options.batch_size, options.lr, options.size] == [None] * 4
+    assert parse_options(["feature", "--lr", "0.5", "--out", "x"]).lr == 0.5
