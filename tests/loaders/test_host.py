@@ -263,6 +263,24 @@ def test_pixels_that_must_not_be_written_to_serve_as_well() -> None:
     assert same(build(source), wanted)
 
 
+@pytest.mark.needs_photos
+@pytest.mark.parametrize(("size", "changed"), [(224, False), (112, True)])
+def test_scaled_decoding_of_real_photographs_stays_within_its_tolerance(
+    photos: Path, size: int, changed: bool
+) -> None:
+    """Most crops of 224 px need all the pixels these photographs have; at 112 px a quarter of them will do."""
+    source, _ = open_data(str(photos), root=photos)
+    spec = PlanSpec(ResizeCenterCrop(size * 8 // 7, size))
+    options = {"training": False, "dtype": torch.uint8, "on_bad_image": "skip"}
+    source = source.take(64)
+    whole, scaled = (build(source, spec, scaled_decoding=on, **options) for on in (False, True))
+    pairs = zip(whole, scaled, strict=True)
+    apart = torch.cat([(a.int() - b.int()).abs().flatten() for (a, _), (b, _) in pairs]).numpy()
+    assert (apart.mean() > 1) == changed
+    assert apart.mean() < 4
+    assert np.percentile(apart, 99) < 32
+
+
 # --- which samples come --------------------------------------------------------------------------
 
 
