@@ -15,6 +15,7 @@ import tyro
 from benchmarks import report
 from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours
 from benchmarks.measure import measure, rows
+from benchmarks.rivals import rivals
 from loaders import InputError, LoaderConfig, build_loader, open_data
 from loaders.machine import usable_cores
 from train.console import Reporter
@@ -77,7 +78,9 @@ def bench_loaders(options: Options, reporter: Reporter) -> dict[str, Any]:
     dtype = choose_precision("auto", device).dtype
     workers = options.workers or usable_cores()
     task = Task(long_epochs(train, options.images), options.size, options.batch_size, device, dtype, workers)
-    arms = [arm for arm in (*ordinary(task), *ours(task)) if options.only in arm.name or arm.name == BASELINE]
+    arms = [
+        arm for arm in (*ordinary(task), *rivals(task), *ours(task)) if options.only in arm.name or arm.name == BASELINE
+    ]
     with reporter.progress("measuring") as show:
         found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
     return {
