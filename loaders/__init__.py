@@ -10,7 +10,8 @@ The way of a batch: source → order → plan → backend (decode, crop, resize)
 normalise).
 """
 
-from loaders.choice import Choice, available_loaders, build_loader, choose_loader
+from loaders.arithmetic import Choice
+from loaders.choice import available_loaders, build_loader, choose_loader
 from loaders.errors import BadImage, BadImageError, InputError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
 from loaders.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop

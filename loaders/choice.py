@@ -1,30 +1,19 @@
 """Which loader to use: by name, or by arithmetic that is told."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 
+from loaders.arithmetic import Choice, Situation, decide
 from loaders.backends import BACKENDS
 from loaders.backends.host import HostLoader
 from loaders.backends.resident import ResidentLoader
 from loaders.errors import InputError
 from loaders.loader import Loader, LoaderConfig
-from loaders.machine import free_memory, told_bytes, usable_cores
-from loaders.sources.base import PixelArray, Source
-
-RESIDENT_SHARE = 0.6
-"""Of the device's free memory that decoded images may take; the rest is for the model and its activations."""
-
-PIXELS_PER_CORE = 150e6
-"""Pixels a core decodes in a second, roughly: photographs of 0.19 megapixels (111 kB) took it 1.2 ms each."""
-
-
-class Choice(NamedTuple):
-    """A loader's name, and why it was chosen."""
-
-    name: str
-    reason: str
+from loaders.machine import cache_folder, free_memory, free_on_disk, told_bytes, usable_cores
+from loaders.sources.base import ImageFiles, Source
+from loaders.sources.pixel_cache import Preprocessing, find_cache
 
 
 def available_loaders() -> list[str]:
@@ -40,6 +29,7 @@ def choose_loader(
     epochs: int | None = None,
     workers: int | None = None,
     world_size: int = 1,
+    cache_size: int = 256,
 ) -> Choice:
     """The loader that a name, or "auto", stands for.
 
@@ -47,6 +37,7 @@ def choose_loader(
         sources: all that will be loaded from at the same time: for training, for validation.
         epochs: how often each image will be wanted; many times, unless given.
         workers: threads that decode; all usable cores, unless given.
+        cache_size: of kept pixels: see `LoaderConfig`.
 
     Raises:
         InputError: when there is no such loader, or it cannot be used here; the message says what would help.
@@ -62,20 +53,32 @@ def choose_loader(
     threads = f"{cores} threads decode and resize" if cores > 1 else "one thread decodes and resizes"
     if device.type != "cuda":
         return Choice(HostLoader.name, f"auto: there is no GPU to keep images on; {threads}")
-    needed, free = sum(source.pixel_bytes for source in sources), free_memory(device)
-    images = sum(map(len, sources))
-    told = f"{images:,} images are {told_bytes(needed)} decoded, {device} has {told_bytes(free)} free"
-    if world_size > 1:
-        told += f", each of {world_size} GPUs keeps a copy"
-    if needed > RESIDENT_SHARE * free:
-        return Choice(HostLoader.name, f"auto: {told}, of which {RESIDENT_SHARE:.0%} may go to images; {threads}")
-    if all(isinstance(source.images, PixelArray) for source in sources):
-        return Choice(ResidentLoader.name, f"auto: {told}, and there is nothing to decode")
-    seconds = needed / 3 / PIXELS_PER_CORE / cores
-    if epochs == 1:
-        return Choice(HostLoader.name, f"auto: {told}, but each is wanted only once; {threads}")
-    saved = f"{epochs} times" if epochs else "in every epoch"
-    return Choice(ResidentLoader.name, f"auto: {told}; decoded once, in about {seconds:.0f} s, instead of {saved}")
+    return decide(_situation(sources, Preprocessing(cache_size), device, cores, epochs, world_size))
+
+
+def _situation(
+    sources: Sequence[Source],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    cores: int,
+    epochs: int | None,
+    world_size: int,
+) -> Situation:
+    files = [source for source in sources if isinstance(source.images, ImageFiles)]
+    return Situation(
+        device=str(device),
+        images=sum(map(len, sources)),
+        decoded=sum(source.pixel_bytes for source in sources),
+        kept=sum(preprocessing.kept_bytes(source.sizes) for source in sources),
+        in_memory=not files,
+        cached=bool(files) and all(find_cache(source, preprocessing) is not None for source in files),
+        free_on_device=free_memory(device),
+        free_on_disk=free_on_disk(cache_folder()),
+        free_in_memory=free_memory(torch.device("cpu")),
+        cores=cores,
+        epochs=epochs,
+        world_size=world_size,
+    )
 
 
 def build_loader(source: Source, config: LoaderConfig, *, loader: str = "auto") -> Loader:
@@ -84,5 +87,12 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str = "auto") 
     Raises:
         InputError: when there is no such loader, or it cannot serve this source as configured.
     """
-    choice = choose_loader(loader, [source], device=config.device, workers=config.workers, world_size=config.world_size)
-    return BACKENDS[choice.name](source, config)
+    choice = choose_loader(
+        loader,
+        [source],
+        device=config.device,
+        workers=config.workers,
+        world_size=config.world_size,
+        cache_size=config.cache_size,
+    )
+    return BACKENDS[choice.name](source, replace(config, from_cache=config.from_cache or choice.from_cache))

@@ -1,9 +1,9 @@
 """What all loaders have in common: configuration, epochs, resume points, bad images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 from weakref import ReferenceType, ref
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders import order, plan
+from loaders.device import reference
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.errors import BadImage, BadImageError, InputError
 from loaders.plan import Plan, PlanSpec
-from loaders.sources.base import Source
+from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
 
 NO_LABEL = -100
@@ -63,9 +64,13 @@ class LoaderConfig:
     on_bad_image: Literal["raise", "skip"] = "raise"
     scaled_decoding: bool = False
     """Decode JPEGs at n/8 of their size where the crop keeps the pixels it needs: faster, and not quite the same."""
+    cache_size: int = 256
+    """Where pixels are kept (`streamed`): the shorter side of the kept images; smaller ones stay as they are."""
+    from_cache: bool = False
+    """`resident` takes kept pixels, too, instead of decoding images as they are."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size", "workers"):
+        for name in ("batch_size", "world_size", "workers", "cache_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} = {value}: expected 1 or more")
         if not 0 <= self.rank < self.world_size:
@@ -228,9 +233,11 @@ class Loader(ABC):
     def draw(self, ids: NDArray[np.int64]) -> Plan:
         """The plans of these samples in the current epoch."""
         ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black
-        return plan.draw(
-            self.config.spec, seed=self.config.seed, epoch=self._epoch, ids=ids, sizes=self.source.sizes[ids]
-        )
+        sizes = self.source.sizes[ids]
+        drawn = plan.draw(self.config.spec, seed=self.config.seed, epoch=self._epoch, ids=ids, sizes=sizes)
+        if isinstance(images := self.source.images, CachedPixels):  # the same part of the picture, of fewer pixels
+            drawn = replace(drawn, box=plan.scale_boxes(drawn.box, sizes, images.sizes[ids]))
+        return drawn
 
     @property
     def _last(self) -> Literal["drop", "pad"]:
@@ -269,6 +276,33 @@ class Loader(ABC):
         sequence = self.sequence()
         here = int(np.flatnonzero(sequence == wanted)[0])
         yield from np.roll(sequence, -here)[1:].tolist()
+
+    def _replace_gone(self, gone: Collection[int], ids: NDArray[np.int64], plan: Plan) -> None:
+        """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
+        for place in np.flatnonzero(np.isin(ids, list(gone))).tolist() if gone else ():
+            wanted = int(ids[place])
+            if not self.config.training:
+                self.lost.add(wanted)
+                ids[place] = order.PADDING
+                continue
+            ids[place] = next((i for i in self._substitutes(wanted) if i not in gone), order.PADDING)
+            if ids[place] == order.PADDING:
+                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
+            plan.overwrite(place, self.draw(ids[place : place + 1]))
+
+    def _finished(self, squares: Tensor, ids: NDArray[np.int64], plan: Plan) -> Batch:
+        """A batch of the first reads of `ids`, on the device; black and without a label where no sample is."""
+        config, absent = self.config, ids == order.PADDING
+        if absent.any():
+            squares[reference.sent(np.flatnonzero(absent), config.device)] = 0
+        return Batch(
+            reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype),
+            reference.sent(np.where(absent, NO_LABEL, self.source.labels[self._present(ids)]), config.device),
+        )
+
+    def _present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same ids, with any good sample in the place of padding."""
+        return np.where(ids == order.PADDING, self.ids[0], ids)
 
     def _report_bad(self, index: int, reason: str) -> None:
         """Takes note of an image that was good when indexed; BadImageError where that ends the run."""

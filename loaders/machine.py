@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,13 @@ def free_memory(device: torch.device, cgroup: Path = _CGROUP) -> int:
         with suppress(OSError, ValueError):  # no such file, or "max"
             free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
     return max(0, free)
+
+
+def free_on_disk(folder: Path) -> int:
+    """Bytes that can still be written where a folder lies, or is to be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def told_bytes(count: float) -> str:

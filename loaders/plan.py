@@ -196,7 +196,7 @@ def _first_read(
     if isinstance(crop, RandomResizedCrop):
         box = _random_resized_box(crop, seed, epoch, Purpose.CROP, ids, sizes)
         return box, np.full_like(sizes, crop.size), np.zeros_like(sizes)
-    resized = _shorter_side_to(crop.resize, sizes)
+    resized = shorter_side_to(crop.resize, sizes)
     if isinstance(crop, ResizeCenterCrop):
         return _whole(sizes), resized, np.rint((resized - crop.size) / 2).astype(np.int64)
     places = resized + 2 * crop.padding - crop.size + 1
@@ -237,12 +237,25 @@ def _central_box(ratio: Range, sizes: Ints) -> Ints:
     return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
 
 
-def _shorter_side_to(length: int, sizes: Ints) -> Ints:
+def shorter_side_to(length: int, sizes: Ints) -> Ints:
     """Height and width after torchvision's `Resize(length)`: the longer side is rounded down."""
     shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
     stretched = (length * longer / shorter).astype(np.int64)
     portrait = sizes[:, 0] > sizes[:, 1]
     return np.stack([np.where(portrait, stretched, length), np.where(portrait, length, stretched)], axis=1)
+
+
+def scale_boxes(boxes: Ints, sizes: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]) -> Ints:
+    """Where boxes lie in the same images at other sizes, in whole pixels, each of one pixel at least.
+
+    Args:
+        boxes: `[B, 4]`, of images of `sizes`.
+        sizes, found: `[B, 2]`, height and width, before and after.
+    """
+    ratio = found / sizes
+    first = np.minimum(np.rint(boxes[:, :2] * ratio).astype(np.int64), found - 1)
+    last = np.rint((boxes[:, :2] + boxes[:, 2:]) * ratio).astype(np.int64)
+    return np.concatenate([first, np.maximum(last - first, 1)], axis=1)
 
 
 def _whole(sizes: Ints) -> Ints:

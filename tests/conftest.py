@@ -1,13 +1,16 @@
 """What all tests share: real data where it is laid out, capabilities that may be missing, small image folders."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from loaders import Batch
+from loaders.backends.streamed import StreamedLoader
 
 # More threads win nothing on images this small, and where other processes want the cores too, torch's threads
 # wait for each other: small operations then took up to 300 times as long.
@@ -52,6 +55,16 @@ def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
     """Something like a photograph: smooth random colours, uint8 `[height, width, 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `streamed` go the way it goes to a GPU: staging memory, and the whole batch resampled at once."""
+
+    def produce(loader: StreamedLoader, start: int) -> Iterator[Batch]:
+        loader.prepare()
+        yield from loader._stream(start)
+
+    monkeypatch.setattr(StreamedLoader, "_produce", produce)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Options:
     root: Path = Path("data")
     """Where named data sets lie, or are put."""
     loader: str = "auto"
-    """auto, torchvision, resident, baseline (the ordinary one, to compare with): `python -m loaders` tells more."""
+    """auto, torchvision, resident, streamed, baseline (the ordinary one): `python -m loaders` tells more."""
     model: Architecture = "resnet18"
     """Which of torchvision's ResNets."""
     weights: str = "imagenet"
@@ -67,13 +67,25 @@ class Options:
     """Images of more pixels count as bad: a small file can unpack to gigabytes. Pillow's own limit, unless given."""
     scaled_decoding: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves the crop its pixels: faster, a little blurred."""
+    cache_size: int = 256
+    """Where pixels are kept (streamed): their shorter side; smaller images stay as they are."""
     out: OptionalPath = None
     """The run's folder; runs/MODE-DATA-TIME, unless given."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the interrupted run in the folder given with --out."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "max_pixels", "workers"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "lr",
+            "train_limit",
+            "val_limit",
+            "max_minutes",
+            "max_pixels",
+            "workers",
+            "cache_size",
+        ):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{_flag(name)} {value}: expected more than 0")
         if self.size is not None and self.size < 32:

@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.models import ResNet
 
 from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
+from loaders.console import paced
 from loaders.machine import usable_cores
 from train.console import Reporter
 from train.folder import RunFolder, check_out
@@ -52,7 +53,13 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
     workers = options.workers or max(1, usable_cores() // world.local_size)
     choice = choose_loader(
-        options.loader, [train, val], device=device, epochs=recipe.epochs, workers=workers, world_size=world.size
+        options.loader,
+        [train, val],
+        device=device,
+        epochs=recipe.epochs,
+        workers=workers,
+        world_size=world.size,
+        cache_size=options.cache_size,
     )
     config = LoaderConfig(
         spec=recipe.train_spec,
@@ -66,6 +73,8 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         workers=workers,
         on_bad_image=options.on_bad_image,
         scaled_decoding=options.scaled_decoding,
+        cache_size=options.cache_size,
+        from_cache=choice.from_cache,
     )
     train_loader = build_loader(train, config, loader=choice.name)
     val_loader = build_loader(val, replace(config, spec=recipe.eval_spec, training=False), loader=choice.name)
@@ -86,7 +95,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     _tell(session, choice, weights=weights, compiled=compiled, out=out)
     for loader in (train_loader, val_loader):
         with reporter.progress(f"decoding {loader.source.name}") as show:
-            loader.prepare(lambda done, total: show(done, total, ""))
+            loader.prepare(paced(show, "images"))
     session.open_folder()
     return session
 
@@ -110,6 +119,11 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
     )
     for note in dict.fromkeys([*train.source.notes, *val.source.notes]):
         session.reporter.say(note)
+    if choice.name == "streamed" and recipe.size > options.cache_size:
+        session.reporter.warn(
+            f"pixels are kept at {options.cache_size} px for images of {recipe.size} px: --cache-size "
+            f"{round(recipe.size * 256 / 224)} keeps them sharp"
+        )
     if bad := [*train.bad_images, *val.bad_images]:
         named = "; ".join(map(str, bad[:5])) + ("; ..." if len(bad) > 5 else "")
         session.reporter.warn(f"{len(bad)} images cannot be decoded and are left out: {named}")

@@ -3,6 +3,9 @@
 from loaders.backends.baseline import BaselineLoader
 from loaders.backends.host import HostLoader
 from loaders.backends.resident import ResidentLoader
+from loaders.backends.streamed import StreamedLoader
 from loaders.loader import Loader
 
-BACKENDS: dict[str, type[Loader]] = {loader.name: loader for loader in (HostLoader, ResidentLoader, BaselineLoader)}
+BACKENDS: dict[str, type[Loader]] = {
+    loader.name: loader for loader in (HostLoader, ResidentLoader, StreamedLoader, BaselineLoader)
+}

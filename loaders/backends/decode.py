@@ -8,7 +8,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from loaders.sources.base import ImageFiles, PixelArray
+from loaders.sources.base import ImageFiles, Images
 from loaders.sources.pillow import as_rgb
 
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, of which the first counts
@@ -23,7 +23,7 @@ _ROWS_BELOW = 2  # that count: colour at half the resolution is interpolated wit
 
 
 def load_pixels(
-    images: PixelArray | ImageFiles,
+    images: Images,
     index: int,
     *,
     size: tuple[int, int] | None = None,
@@ -40,9 +40,8 @@ def load_pixels(
     Raises:
         OSError, ValueError: when the file cannot be read or decoded, or is not of `size`.
     """
-    if isinstance(images, PixelArray):
-        pixels: NDArray[np.uint8] = images.pixels[index]
-        return pixels
+    if not isinstance(images, ImageFiles):
+        return images.pixels_of(index)
     data, orientation = images.read(index), int(images.orientations[index])
     if images.formats[index] in _JPEG_FORMATS and images.modes[index] in _JPEG_MODES:
         if at_least is not None and orientation >= 5:

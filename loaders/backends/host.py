@@ -24,7 +24,7 @@ from loaders.errors import BadImageError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
 from loaders.machine import compute_on_one_core, usable_cores
 from loaders.order import PADDING
-from loaders.plan import Plan
+from loaders.plan import Plan, scale_boxes
 from loaders.sources.base import Source
 
 # `interpolate(antialias=True)` in one call instead of a dozen: on images of 32 px that is a third of the time.
@@ -163,7 +163,7 @@ class HostLoader(Loader):
 
     def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]] | None:
         """The image's pixels and the plan's box in them; None, and a report, where they cannot be had."""
-        size = tuple(self.source.sizes[index].tolist())
+        size = tuple(self.source.stored_sizes[index].tolist())
         box = plan.box[place].tolist()
         least = _least_size(size, box, plan.resized[place].tolist()) if self.config.scaled_decoding else None
         try:
@@ -171,7 +171,9 @@ class HostLoader(Loader):
         except (OSError, ValueError) as error:
             self._report_bad(index, getattr(error, "strerror", None) or str(error))
             return None
-        return pixels, box if pixels.shape[1] == size[1] else _scaled_box(box, size, pixels.shape)
+        if pixels.shape[1] != size[1]:
+            box = scale_boxes(plan.box[[place]], np.array([size]), np.array([pixels.shape[:2]]))[0].tolist()
+        return pixels, box
 
     def _deliver(self, made: _Making) -> Batch:
         if self._upload is None:
@@ -262,15 +264,3 @@ def _least_size(size: tuple[int, int], box: list[int], resized: list[int]) -> tu
     """Height and width at which the box still has as many pixels as it is resized to; no more than `size`."""
     share = min(1.0, max(resized[0] / box[2], resized[1] / box[3]))
     return math.ceil(size[0] * share), math.ceil(size[1] * share)
-
-
-def _scaled_box(box: list[int], size: tuple[int, int], found: tuple[int, ...]) -> list[int]:
-    """The box of an image of `size` in that image decoded at the size `found`, in whole pixels."""
-    scaled = []
-    for axis in (0, 1):
-        ratio = found[axis] / size[axis]
-        first = min(round(box[axis] * ratio), found[axis] - 1)
-        last = round((box[axis] + box[axis + 2]) * ratio)
-        scaled.append((first, max(1, last - first)))
-    (top, height), (left, width) = scaled
-    return [top, left, height, width]

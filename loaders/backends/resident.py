@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders.backends.decode import load_pixels
+from loaders.build_cache import with_kept_pixels
 from loaders.device import reference, resample
-from loaders.errors import BadImageError, InputError
-from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
+from loaders.errors import InputError
+from loaders.loader import Batch, Loader, LoaderConfig
 from loaders.machine import free_memory, told_bytes, usable_cores
-from loaders.order import PADDING
 from loaders.plan import Plan
-from loaders.sources.base import PixelArray, Source
+from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.index import Progress
+from loaders.sources.pixel_cache import Preprocessing
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
@@ -28,6 +29,8 @@ _STAGED_BYTES = 64 << 20
 
 class ResidentLoader(Loader):
     """Batches are the receiver's own. Under several ranks each holds a copy of the set.
+
+    With `LoaderConfig.from_cache` the images are those of the pixel cache, smaller, and are decoded only for that.
 
     Raises:
         InputError: when the set does not fit into the device's free memory.
@@ -38,21 +41,28 @@ class ResidentLoader(Loader):
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         super().__init__(source, config)
+        self._preprocessing = Preprocessing(config.cache_size, config.scaled_decoding)
+        self._shrinks = config.from_cache and isinstance(source.images, ImageFiles)
         copies = config.world_size if config.device.type == "cpu" else 1  # ranks share a CPU's memory, no GPU's
-        needed, free = copies * source.pixel_bytes, free_memory(config.device)
-        if needed > free:
+        needed = self._preprocessing.kept_bytes(source.sizes) if self._shrinks else source.pixel_bytes
+        free = free_memory(config.device)
+        if copies * needed > free:
             times = f" × {copies} ranks" if copies > 1 else ""
             raise InputError(
-                f"LOADER=resident: {source.name} is {told_bytes(source.pixel_bytes)} decoded{times}, and "
-                f"{config.device} has {told_bytes(free)} free: choose LOADER=torchvision"
+                f"LOADER=resident: {source.name} is {told_bytes(needed)} decoded{times}, and {config.device} has "
+                f"{told_bytes(free)} free: choose LOADER=streamed, or torchvision"
             )
-        self._starts = np.concatenate([[0], np.cumsum(source.sizes.astype(np.int64).prod(axis=1))])
         self._pixels: Tensor | None = None
         self._gone: set[int] = set()
         """Samples that have gone bad since they were indexed."""
 
     def prepare(self, progress: Progress | None = None) -> None:
         if self._pixels is None:
+            if self._shrinks:
+                self.source = with_kept_pixels(
+                    self.source, self._preprocessing, report_bad=self._report_bad, progress=progress
+                )
+            self._starts = np.concatenate([[0], np.cumsum(self.source.stored_sizes.astype(np.int64).prod(axis=1))])
             with torch.inference_mode(False):
                 self._pixels = self._decoded(progress)
 
@@ -92,7 +102,7 @@ class ResidentLoader(Loader):
         if index in self.source.bad:
             return
         try:
-            pixels = load_pixels(self.source.images, index, size=tuple(self.source.sizes[index].tolist()))
+            pixels = load_pixels(self.source.images, index, size=tuple(self.source.stored_sizes[index].tolist()))
         except (OSError, ValueError) as error:
             self._gone.add(index)
             self._report_bad(index, getattr(error, "strerror", None) or str(error))
@@ -103,39 +113,13 @@ class ResidentLoader(Loader):
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         self.prepare()
         for ids, plan in self.planned(start):
-            self._replace_gone(ids, plan)
-            yield self._make(ids, plan)
-
-    def _replace_gone(self, ids: NDArray[np.int64], plan: Plan) -> None:
-        """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
-        for place in np.flatnonzero(np.isin(ids, list(self._gone))).tolist() if self._gone else ():
-            wanted = int(ids[place])
-            if not self.config.training:
-                self.lost.add(wanted)
-                ids[place] = PADDING
-                continue
-            ids[place] = next((i for i in self._substitutes(wanted) if i not in self._gone), PADDING)
-            if ids[place] == PADDING:
-                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
-            plan.overwrite(place, self.draw(ids[place : place + 1]))
-
-    def _make(self, ids: NDArray[np.int64], plan: Plan) -> Batch:
-        config = self.config
-        absent = ids == PADDING
-        at = np.where(absent, self.ids[0], ids)
-        labels = np.where(absent, NO_LABEL, self.source.labels[at])
-        squares = self._squares(at, plan)
-        if absent.any():
-            squares[reference.sent(np.flatnonzero(absent), config.device)] = 0
-        return Batch(
-            reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype),
-            reference.sent(labels, config.device),
-        )
+            self._replace_gone(self._gone, ids, plan)
+            yield self._finished(self._squares(self._present(ids), plan), ids, plan)
 
     def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
         """The first read of the samples: uint8 `[B, 3, S1, S1]`, channels-last."""
         assert self._pixels is not None
-        sizes = self.source.sizes[ids].astype(np.int64)
+        sizes = self.source.stored_sizes[ids].astype(np.int64)
         if self.config.device.type == "cpu":  # one by one: the same pixels, 10 times as fast there
             places = zip(self._starts[ids].tolist(), sizes.tolist(), strict=True)
             images = (self._pixels[first : first + h * w].view(h, w, 3).permute(2, 0, 1) for first, (h, w) in places)

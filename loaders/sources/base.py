@@ -2,7 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from mmap import mmap
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,11 @@ class PixelArray:
     def describe(self, index: int) -> str:
         return f"image {index}"
 
+    def pixels_of(self, index: int) -> NDArray[np.uint8]:
+        """`[H, W, 3]`, a view."""
+        image: NDArray[np.uint8] = self.pixels[index]
+        return image
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -38,9 +45,13 @@ class ImageFiles:
     """`[N]`, Pillow's name: "RGB", "L", "CMYK", ...; empty where unreadable."""
     orientations: NDArray[np.uint8]
     """`[N]`, the EXIF tag, 1 to 8; 1 is upright."""
+    changed: NDArray[np.int64]
+    """`[N]`, times of change in nanoseconds, when indexed."""
 
     def select(self, ids: NDArray[np.int64]) -> "ImageFiles":
-        return ImageFiles(self.root, self.paths[ids], self.formats[ids], self.modes[ids], self.orientations[ids])
+        return ImageFiles(
+            self.root, self.paths[ids], self.formats[ids], self.modes[ids], self.orientations[ids], self.changed[ids]
+        )
 
     def describe(self, index: int) -> str:
         return str(self.root / str(self.paths[index]))
@@ -49,6 +60,47 @@ class ImageFiles:
         """The file's bytes; OSError where it cannot be read."""
         with open(f"{self.root}/{self.paths[index]}", "rb") as file:
             return file.read()
+
+
+@dataclass(frozen=True)
+class CachedPixels:
+    """The pixels of image files, decoded once and made smaller, in a file that is mapped: `sources.pixel_cache`."""
+
+    files: ImageFiles
+    pixels: NDArray[np.uint8]
+    """`[P]`, flat: each image is H × W × 3 values in a row. Read-only."""
+    starts: NDArray[np.int64]
+    """`[N]`: the place of each image's first value in `pixels`."""
+    sizes: NDArray[np.int32]
+    """`[N, 2]`: height and width as kept; 0 where there was nothing to decode."""
+    mapping: mmap
+    """What `pixels` lie in."""
+    origin: int
+    """The place of the first value of `pixels` in `mapping`."""
+    gone: dict[int, str] = field(default_factory=dict)
+    """Files that had gone bad when they were to be decoded: id → reason."""
+
+    def select(self, ids: NDArray[np.int64]) -> "CachedPixels":
+        return replace(
+            self,
+            files=self.files.select(ids),
+            starts=self.starts[ids],
+            sizes=self.sizes[ids],
+            gone=_selected(self.gone, ids),
+        )
+
+    def describe(self, index: int) -> str:
+        return self.files.describe(index)
+
+    def pixels_of(self, index: int) -> NDArray[np.uint8]:
+        """`[H, W, 3]`, a view; ValueError where the file had gone bad."""
+        if index in self.gone:
+            raise ValueError(self.gone[index])
+        start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
+        return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
+
+
+Images: TypeAlias = PixelArray | ImageFiles | CachedPixels
 
 
 @dataclass(frozen=True)
@@ -61,21 +113,28 @@ class Source:
     """`[N]`, places in `classes`."""
     sizes: NDArray[np.int32]
     """`[N, 2]`: height and width in pixels, after EXIF rotation; 0 where unreadable."""
-    images: PixelArray | ImageFiles
+    images: Images
     fingerprint: str
     """Names the content: the same on every machine that holds the same data."""
     bad: dict[int, str] = field(default_factory=dict)
     """Pillow's verdict on images it cannot decode: id → reason."""
     notes: tuple[str, ...] = ()
     """What people should know of the data: files that were passed over, for one."""
+    selected_from: "tuple[Source, NDArray[np.int64]] | None" = field(default=None, repr=False, compare=False)
+    """The source that these samples were selected from, and their ids there."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def stored_sizes(self) -> NDArray[np.int32]:
+        """`[N, 2]`: height and width of the pixels that are to be had: `sizes`, or what a cache has kept of them."""
+        return self.images.sizes if isinstance(self.images, CachedPixels) else self.sizes
+
+    @property
     def pixel_bytes(self) -> int:
         """What all images take decoded."""
-        return 3 * int(self.sizes.astype(np.int64).prod(axis=1).sum())
+        return 3 * int(self.stored_sizes.astype(np.int64).prod(axis=1).sum())
 
     def bad_image(self, index: int, reason: str) -> BadImage:
         return BadImage(self.images.describe(index), reason)
@@ -88,12 +147,18 @@ class Source:
             sizes=self.sizes[ids],
             images=self.images.select(ids),
             fingerprint=digest(self.fingerprint.encode(), np.asarray(ids, "<i8").tobytes()),
-            bad={place: self.bad[i] for place, i in enumerate(ids.tolist()) if i in self.bad},
+            bad=_selected(self.bad, ids),
+            selected_from=(self, ids),
         )
 
     def take(self, limit: int) -> "Source":
         """`limit` samples drawn at random, always the same ones; all where there are no more than that."""
         return self if limit >= len(self) else self.select(seeded_subset(len(self), limit))
+
+
+def _selected(reasons: dict[int, str], ids: NDArray[np.int64]) -> dict[int, str]:
+    """Those of `ids`, by their places there."""
+    return {place: reasons[i] for place, i in enumerate(ids.tolist()) if i in reasons} if reasons else {}
 
 
 def digest(*parts: bytes) -> str:

@@ -171,7 +171,14 @@ def indexed_source(
         classes,
         labels,
         index.sizes,
-        ImageFiles(root, np.array(paths, np.str_), index.formats, index.modes, index.orientations),
+        ImageFiles(
+            root,
+            np.array(paths, np.str_),
+            index.formats,
+            index.modes,
+            index.orientations,
+            np.array([changed for _, changed in stats], np.int64),
+        ),
         digest("\n".join(facts).encode("utf-8", "surrogateescape")),
         {int(i): str(index.reasons[i]) for i in np.flatnonzero(index.reasons != "")},
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Choice, InputError, Source, choice, choose_loader, open_data
+from loaders import Choice, InputError, Source, arithmetic, choice, choose_loader, open_data
 from loaders.__main__ import main
 from loaders.backends import BACKENDS, HostLoader, ResidentLoader
 from tests.loaders.test_loader import numbered
@@ -46,18 +46,18 @@ def test_pixels_that_fit_live_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_leaves_too_little_for_the_model_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     source = numbered(1000)
-    for share, name in ((0.59, "torchvision"), (0.61, "resident")):
-        monkeypatch.setattr(choice, "RESIDENT_SHARE", share)
+    for share, name in ((0.59, "streamed"), (0.61, "resident")):
+        monkeypatch.setattr(arithmetic, "RESIDENT_SHARE", share)
         free(monkeypatch, 576_000 / 0.6)
         chosen = choose_loader("auto", [source], device=GPU, workers=4)
         assert chosen.name == name
-        assert ("of which 59% may go to images; 4 threads" in chosen.reason) == (name == "torchvision")
+        assert ("of which 59% may go to images; they come from memory" in chosen.reason) == (name == "streamed")
 
 
 def test_all_sources_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 576_000 / 0.6 * 1.5)
     assert choose_loader("auto", [numbered(1000)], device=GPU).name == "resident"
-    assert choose_loader("auto", [numbered(1000), numbered(1000)], device=GPU).name == "torchvision"
+    assert choose_loader("auto", [numbered(1000), numbered(1000)], device=GPU).name == "streamed"
 
 
 @pytest.mark.parametrize(("epochs", "name"), [(1, "torchvision"), (2, "resident"), (None, "resident")])

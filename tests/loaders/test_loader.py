@@ -30,7 +30,7 @@ from loaders import (
     open_data,
 )
 from loaders.sources import PixelArray
-from tests.conftest import smooth_image
+from tests.conftest import as_to_a_gpu, smooth_image
 
 PROMISING = [name for name in available_loaders() if name != "baseline"]
 SPEC = PlanSpec(RandomResizedCrop(8), horizontal_flip=0.5)
@@ -38,13 +38,15 @@ SPEC = PlanSpec(RandomResizedCrop(8), horizontal_flip=0.5)
 Build = Callable[..., Loader]
 
 
-@pytest.fixture(params=PROMISING)
-def build(request: pytest.FixtureRequest) -> Build:
+@pytest.fixture(params=[*PROMISING, "streamed as to a GPU"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Builds the loader under test: 4 images per batch of a training epoch, unless told otherwise."""
+    if request.param.endswith("GPU"):
+        as_to_a_gpu(monkeypatch)
 
     def built(source: Source, **options: Any) -> Loader:
         config = LoaderConfig(**{"spec": SPEC, "training": True, "batch_size": 4, "workers": 2, **options})
-        return build_loader(source, config, loader=request.param)
+        return build_loader(source, config, loader=request.param.split()[0])
 
     return built
 
@@ -388,7 +390,7 @@ def test_an_unknown_loader_is_refused_with_the_names_there_are(name: str) -> Non
 
 
 def test_auto_stands_for_a_loader_that_is_here() -> None:
-    name, why = choose_loader("auto", [numbered(24)], device=torch.device("cpu"))
+    name, why, _ = choose_loader("auto", [numbered(24)], device=torch.device("cpu"))
     assert name in PROMISING
     assert why
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4)).name == name
@@ -396,5 +398,5 @@ def test_auto_stands_for_a_loader_that_is_here() -> None:
 
 @pytest.mark.parametrize("name", available_loaders())
 def test_a_loader_is_built_by_its_name(name: str) -> None:
-    assert choose_loader(name, [numbered(24)], device=torch.device("cpu")) == (name, "as asked")
+    assert choose_loader(name, [numbered(24)], device=torch.device("cpu"))[:2] == (name, "as asked")
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4), loader=name).name == name

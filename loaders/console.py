@@ -1,0 +1,58 @@
+"""Progress that people see: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from loaders.pace import Pace
+
+Show = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and a remark."""
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def shown_progress(console: Console, title: str) -> Iterator[Show]:
+    """Yields a function to call with (done, total, remark). Nothing is shown before its first call."""
+    if console.is_terminal:
+        with _bar(console, title) as show:
+            yield show
+    else:
+        yield _lines(console, title)
+
+
+def paced(show: Show, what: str) -> Callable[[int, int], None]:
+    """Shows (done, total) with the rate and the time left as the remark."""
+    pace = Pace(what)
+    return lambda done, total: show(done, total, pace(done, total))
+
+
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[Show]:
+    columns = (TextColumn(title), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[remark]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int, remark: str) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(title, total=total, remark=remark))
+            bar.update(tasks[0], completed=done, total=total, remark=remark)
+
+        yield show
+
+
+def _lines(console: Console, title: str) -> Show:
+    """A line every half minute, and none for what takes less."""
+    last = time.monotonic()
+
+    def show(done: int, total: int, remark: str) -> None:
+        nonlocal last
+        if done < total and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            console.print(f"{title}  {done}/{total}  {remark}".rstrip(), markup=False)
+
+    return show

@@ -1,0 +1,78 @@
+"""`python -m loaders`: what there is, and caches built beforehand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loaders import Source, open_data
+from loaders.__main__ import main
+from loaders.pace import Pace, told_seconds
+from loaders.sources import PixelArray
+from loaders.sources.pixel_cache import Preprocessing, find_cache
+
+
+def test_it_lists_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main() == 0
+    listed = capsys.readouterr().out
+    assert "streamed" in listed
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == listed
+
+
+def test_cache_keeps_both_splits(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", str(image_folder), "--cache-size", "40"]) == 0
+    train_line, val_line = capsys.readouterr().out.splitlines()
+    for source in open_data(str(image_folder), root=image_folder):
+        assert find_cache(source, Preprocessing(40)) is not None
+        assert find_cache(source, Preprocessing(256)) is None
+    assert train_line.startswith("trees: 24 images to train on, ")
+    assert val_line.startswith("trees: 10 images to validate, ")
+
+
+def test_a_bad_image_is_named_and_can_be_left_out(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = image_folder / "train" / "ash" / "07.jpg"
+    path.write_bytes(path.read_bytes()[:-60])
+    assert main(["cache", str(image_folder)]) == 2
+    assert "ash/07.jpg" in capsys.readouterr().err
+    assert main(["cache", str(image_folder), "--on-bad-image", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "left out: " in out
+    assert "trees: 23 images to train on, " in out
+
+
+def test_a_folder_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: DATA: there is no folder")
+
+
+@pytest.mark.parametrize("options", [["--cache-size", "0"], ["--cahce-size", "256"]])
+def test_options_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["cache", "nowhere", *options])
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_pixels_that_are_in_memory_need_no_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, sizes = np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8, np.int32)
+    source = Source("digits", ("0", "1"), np.array([0, 0, 1, 1]), sizes, PixelArray(pixels), "f")
+    monkeypatch.setattr("loaders.__main__.open_data", lambda *_, **__: (source, source.take(2)))
+    assert main(["cache", "cifar10", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "digits: 4 images to train on are pixels already"
+
+
+def test_the_pace_counts_only_what_was_done_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    pace = Pace("images")
+    assert pace(500, 10_000) == ""  # an earlier run's
+    assert pace(700, 10_000) == "100 images/s, 93 s left"
+    assert pace(2500, 10_000) == "500 images/s, 15 s left"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, "0 s"), (99, "99 s"), (180, "3 min"), (9000, "2.5 h")])
+def test_times_are_told_as_people_do(seconds: float, told: str) -> None:
+    assert told_seconds(seconds) == told
