@@ -20,7 +20,7 @@ from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, Source, available
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.sources import PixelArray
+from loaders.sources import ImageFiles, PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"
@@ -135,8 +135,8 @@ class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
 
     def _image(self, index: int) -> Tensor:
         images = self.source.images
-        if isinstance(images, PixelArray):
-            return torch.from_numpy(images.pixels[index]).permute(2, 0, 1)
+        if not isinstance(images, ImageFiles):
+            return torch.from_numpy(images.pixels_of(index)).permute(2, 0, 1)
         if images.formats[index] == "JPEG":
             data = torch.frombuffer(bytearray(images.read(index)), dtype=torch.uint8)
             with warnings.catch_warnings():

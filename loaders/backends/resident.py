@@ -50,7 +50,7 @@ class ResidentLoader(Loader):
             times = f" × {copies} ranks" if copies > 1 else ""
             raise InputError(
                 f"LOADER=resident: {source.name} is {told_bytes(needed)} decoded{times}, and {config.device} has "
-                f"{told_bytes(free)} free: choose LOADER=streamed, or torchvision"
+                f"{told_bytes(free)} free: choose LOADER=torchvision, or streamed"
             )
         self._pixels: Tensor | None = None
         self._gone: set[int] = set()

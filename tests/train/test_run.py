@@ -71,10 +71,12 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(image_folder:
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.parametrize("loader", ["torchvision", "streamed"])
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
 ) -> None:
-    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    chosen = ("--loader", loader, "--cache-size", "48")
+    assert main(arguments(image_folder, tmp_path / "whole", *chosen)) == 0
     steps = 0
     step = Learner.step
 
@@ -86,9 +88,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Learner, "step", killed_at_the_ninth)
-    assert main(arguments(image_folder, tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert main(arguments(image_folder, tmp_path / "parts", *chosen)) == 128 + signal.SIGTERM
     assert not (tmp_path / "parts" / "summary.json").exists()
-    assert main(arguments(image_folder, tmp_path / "parts", "--resume")) == 0
+    assert main(arguments(image_folder, tmp_path / "parts", *chosen, "--resume")) == 0
     assert steps == 12
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
     whole, parts = (torch.load(tmp_path / n / "last.pt", weights_only=True)["learner"] for n in ("whole", "parts"))
@@ -330,6 +332,26 @@ def test_resident_and_torchvision_learn_the_same(image_folder: Path, tmp_path: P
     ours, theirs = (rows(tmp_path / loader) for loader in ("resident", "torchvision"))
     assert without_times(ours) == without_times(theirs)
     assert read(tmp_path / "resident", "summary.json")["loader"] == "resident"
+
+
+def test_two_processes_that_stream_build_one_cache(image_folder: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    done = subprocess.run(
+        [*launch, *arguments(image_folder, tmp_path / "run", "--loader", "streamed", "--epochs", "1")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "run", "summary.json")["val_seen"] == 10
+    caches = list((Path(os.environ["SATURATE_CACHE"]) / "pixels").iterdir())
+    assert [(folder / "manifest.json").is_file() for folder in caches] == [True, True]  # to train on, to validate
+
+
+def test_kept_pixels_smaller_than_the_images_are_warned_of(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(image_folder, tmp_path / "run", "--epochs", "1", "--loader", "streamed", "--cache-size", "24")
+    assert main(given) == 0
+    assert "kept at 24 px for images of 32 px: --cache-size 37 keeps them sharp" in capsys.readouterr().out
 
 
 def test_what_is_passed_over_is_said(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
