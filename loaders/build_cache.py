@@ -62,6 +62,7 @@ def with_kept_pixels(
     """The same samples of the same sizes, with kept pixels instead of files; they are made where there are none.
 
     Args:
+        report_bad: of what goes wrong now; what had gone bad before is in `CachedPixels.gone`.
         workers: threads that decode; all usable cores, unless given.
         progress: called with how many images are done and how many there are.
 
@@ -74,9 +75,6 @@ def with_kept_pixels(
         found = build_cache(
             source, preprocessing, report_bad=report_bad, workers=workers or usable_cores(), progress=progress
         )
-    elif own is None:
-        for index, reason in found.gone.items():
-            report_bad(index, reason)
     return replace(source, images=found)
 
 

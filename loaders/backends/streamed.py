@@ -47,18 +47,19 @@ class StreamedLoader(HostLoader):
 
     def prepare(self, progress: Progress | None = None) -> None:
         config = self.config
-        if not isinstance(self.source.images, ImageFiles):
-            return
-        self.source = with_kept_pixels(
-            self.source,
-            Preprocessing(config.cache_size, config.scaled_decoding),
-            report_bad=self._report_bad,
-            # Other ranks wait for the one that builds: all cores are its own.
-            workers=config.workers if config.world_size == 1 else None,
-            progress=progress,
-        )
+        if isinstance(self.source.images, ImageFiles):
+            self.source = with_kept_pixels(
+                self.source,
+                Preprocessing(config.cache_size, config.scaled_decoding),
+                report_bad=self._report_bad,
+                # Other ranks wait for the one that builds: all cores are its own.
+                workers=config.workers if config.world_size == 1 else None,
+                progress=progress,
+            )
         if isinstance(cached := self.source.images, CachedPixels):
             self._gone = set(cached.gone)
+            for index, reason in cached.gone.items():
+                self._report_bad(index, reason)
             self._exceeds_memory = self.source.pixel_bytes > free_memory(torch.device("cpu"))
             if self._exceeds_memory:
                 expect_random_reads(cached)
