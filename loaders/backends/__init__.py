@@ -1,8 +1,11 @@
 """Backends: each carries plans out, fast, in its own way."""
 
 from loaders.backends.baseline import BaselineLoader
+from loaders.backends.dali import DaliLoader
 from loaders.backends.host import HostLoader
 from loaders.backends.resident import ResidentLoader
 from loaders.loader import Loader
 
-BACKENDS: dict[str, type[Loader]] = {loader.name: loader for loader in (HostLoader, ResidentLoader, BaselineLoader)}
+BACKENDS: dict[str, type[Loader]] = {
+    loader.name: loader for loader in (HostLoader, ResidentLoader, DaliLoader, BaselineLoader)
+}

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.decode import load_pixels, require_size
+from loaders.backends.kept import KeptLoader
 from loaders.device import reference, resample
-from loaders.errors import BadImageError, InputError
-from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
+from loaders.errors import InputError
+from loaders.loader import NO_LABEL, Batch, LoaderConfig
 from loaders.machine import free_memory, told_bytes, usable_cores
 from loaders.order import PADDING
 from loaders.plan import Plan
@@ -26,7 +26,7 @@ _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
 
 
-class ResidentLoader(Loader):
+class ResidentLoader(KeptLoader):
     """Batches are the receiver's own. Under several ranks each holds a copy of the set.
 
     Raises:
@@ -46,8 +46,6 @@ class ResidentLoader(Loader):
             )
         self._starts = np.concatenate([[0], np.cumsum(source.sizes.astype(np.int64).prod(axis=1))])
         self._pixels: Tensor | None = None
-        self._gone: set[int] = set()
-        """Samples that have gone bad since they were indexed."""
 
     def prepare(self, progress: Progress | None = None) -> None:
         if self._pixels is None:
@@ -86,15 +84,8 @@ class ResidentLoader(Loader):
             first = last
 
     def _stage(self, index: int, staged: NDArray[np.uint8], begin: int) -> None:
-        """Decodes one image to its place; takes note of one that has gone bad."""
-        if index in self.source.bad:
-            return
-        try:
-            pixels = load_pixels(self.source.images, index)
-            require_size(pixels, *self.source.sizes[index].tolist())
-        except (OSError, ValueError) as error:
-            self._gone.add(index)
-            self._report_bad(index, getattr(error, "strerror", None) or str(error))
+        """Decodes one image to its place."""
+        if (pixels := self._decode_once(index)) is None:
             return
         at = self._starts[index] - begin
         staged[at : at + pixels.shape[0] * pixels.shape[1]] = pixels.reshape(-1, 3)
@@ -104,19 +95,6 @@ class ResidentLoader(Loader):
         for ids, plan in self.planned(start):
             self._replace_gone(ids, plan)
             yield self._make(ids, plan)
-
-    def _replace_gone(self, ids: NDArray[np.int64], plan: Plan) -> None:
-        """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
-        for place in np.flatnonzero(np.isin(ids, list(self._gone))).tolist() if self._gone else ():
-            wanted = int(ids[place])
-            if not self.config.training:
-                self.lost.add(wanted)
-                ids[place] = PADDING
-                continue
-            ids[place] = next((i for i in self._substitutes(wanted) if i not in self._gone), PADDING)
-            if ids[place] == PADDING:
-                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
-            plan.overwrite(place, self.draw(ids[place : place + 1]))
 
     def _make(self, ids: NDArray[np.int64], plan: Plan) -> Batch:
         config = self.config
