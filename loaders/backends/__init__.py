@@ -2,10 +2,11 @@
 
 from loaders.backends.baseline import BaselineLoader
 from loaders.backends.dali import DaliLoader
+from loaders.backends.ffcv import FFCVLoader
 from loaders.backends.host import HostLoader
 from loaders.backends.resident import ResidentLoader
 from loaders.loader import Loader
 
 BACKENDS: dict[str, type[Loader]] = {
-    loader.name: loader for loader in (HostLoader, ResidentLoader, DaliLoader, BaselineLoader)
+    loader.name: loader for loader in (HostLoader, ResidentLoader, DaliLoader, FFCVLoader, BaselineLoader)
 }
