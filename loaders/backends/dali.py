@@ -9,6 +9,7 @@ forgives would train on half an image. What is beyond DALI, and what does not lo
 indexed, goes the way of the `torchvision` loader, which knows Pillow's verdict.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,9 @@ class DaliLoader(HostLoader):
         self._ahead = ahead
         self._hardware_share = hardware_share
         self._pipeline: Any = None
+        self._told = False
+        self.by_fallback = 0
+        """Samples that another decoder had to take on, since the loader was made."""
         self._stored_sizes = _stored_sizes(source)
         self._blank = _BLANK_FILE if isinstance(source.images, ImageFiles) else _BLANK_PIXELS
         try:
@@ -119,7 +123,8 @@ class DaliLoader(HostLoader):
         """Reads a batch's files and makes ready what the pipeline is fed."""
         images = list(pool.map(self._image, ids.tolist(), plan.box.tolist()))
         elsewhere = [place for place, image in enumerate(images) if image is None]
-        box, resized, window = (array.astype(np.int32) for array in (plan.box, plan.resized, plan.window))
+        # In C's order, as DALI takes arrays to be.
+        box, resized, window = (np.array(a, np.int32, order="C") for a in (plan.box, plan.resized, plan.window))
         box[elsewhere], resized[elsewhere], window[elsewhere] = (0, 0, 1, 1), plan.read_size, 0
         inputs = {
             "image": [self._blank if image is None else image for image in images],
@@ -127,7 +132,7 @@ class DaliLoader(HostLoader):
             "window": window,
         }
         if isinstance(self.source.images, ImageFiles):
-            inputs |= {"corner": box[:, :2], "extent": box[:, 2:]}
+            inputs |= {"corner": box[:, :2].copy(), "extent": box[:, 2:].copy()}
         labels = torch.from_numpy(np.where(ids == PADDING, NO_LABEL, self.source.labels[ids]))
         return _Running(_Making(torch.empty(0), labels, plan, []), ids, elsewhere, inputs)
 
@@ -219,14 +224,27 @@ class DaliLoader(HostLoader):
         try:
             [squares] = self._pipeline.share_outputs(cuda_stream=stream)
             self._pipeline.release_outputs()
-        except Exception:  # DALI's errors come as whatever type it finds fitting
+        except Exception as error:  # DALI's come as whatever type it finds fitting
             self._pipeline = None
             again = [running.popleft() for _ in range(len(running))]
             running.append(again[0])
             for batch in again[1:]:
                 self._feed(batch, running)
+            self._tell(error)
             return None
         return torch.from_dlpack(squares.as_tensor()).permute(0, 3, 1, 2)
+
+    def _tell(self, error: Exception) -> None:
+        """Warns once, as batches that go the fallback's way are slower."""
+        if not self._told:
+            self._told = True
+            lines = str(error).partition("encountered:")[2] or str(error)  # before that, where in this file
+            reason = " ".join(lines.split("Current pipeline")[0].split()) or type(error).__name__
+            warnings.warn(
+                f"DALI failed on a batch, which another decoder takes on: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _finished(self, batch: _Running, squares: Tensor) -> Batch:
         config, making = self.config, batch.making
@@ -242,6 +260,7 @@ class DaliLoader(HostLoader):
         side = batch.making.plan.read_size
         read = torch.empty((1, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         self._read(read, batch.making, batch.ids, range(place, place + 1))
+        self.by_fallback += int(batch.ids[place] != PADDING)
         square.copy_(read)
 
     def _by_fallback(self, batch: _Running) -> Batch:
@@ -249,6 +268,7 @@ class DaliLoader(HostLoader):
         plan = batch.making.plan
         making = _Making(*self._empty_batch(len(batch.ids), plan), plan, [])
         self._fill(making, batch.ids, range(len(batch.ids)))
+        self.by_fallback += int((batch.ids != PADDING).sum())
         return self._deliver(making)
 
     def _drain(self, outstanding: int) -> None:

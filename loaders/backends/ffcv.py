@@ -95,9 +95,10 @@ class FFCVLoader(HostLoader, KeptLoader):
 
     def _is_there(self) -> bool:
         """Opens the file, if it is there and has every image that the index knows to be good."""
-        if not self.path.is_file():
+        try:
+            beton = self._files.Beton.open(self.path)
+        except (FileNotFoundError, ValueError):
             return False
-        beton = self._files.Beton.open(self.path)
         present = ~np.isin(np.arange(len(self.source)), list(self.source.bad))
         fits = len(beton.images) == len(self.source) and np.array_equal(
             beton.images[present, 3:], self.source.sizes[present]

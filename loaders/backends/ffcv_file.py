@@ -49,18 +49,20 @@ class Beton:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        reader = Reader(str(path))
-        fields, table = reader.metadata["f0"], reader.alloc_table
-        images = np.zeros((len(fields), 5), np.int64)
-        images[table["sample_id"].astype(np.int64), 1] = table["size"]
-        for column, name in ((0, "data_ptr"), (2, "mode"), (3, "height"), (4, "width")):
-            images[:, column] = fields[name]
-        return cls(path, np.asarray(np.memmap(path, np.uint8, "r")), images)
-
-    @property
-    def absent(self) -> set[int]:
-        """The samples without an image."""
-        return set(np.flatnonzero(self.images[:, 3] == 0).tolist())
+        """ValueError where it is not such a file, or not all of one."""
+        try:
+            reader = Reader(str(path))
+            fields, table = reader.metadata["f0"], reader.alloc_table
+            images = np.zeros((len(fields), 5), np.int64)
+            images[table["sample_id"].astype(np.int64), 1] = table["size"]
+            for column, name in ((0, "data_ptr"), (2, "mode"), (3, "height"), (4, "width")):
+                images[:, column] = fields[name]
+        except (AssertionError, LookupError) as error:
+            raise ValueError(f"{path} is no .beton file of images") from error
+        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        if len(images) and images[:, :2].sum(axis=1).max() > len(data):
+            raise ValueError(f"{path} is cut short")
+        return cls(path, data, images)
 
     @property
     def most_bytes(self) -> int:

@@ -30,9 +30,7 @@ def _external(name: str, result: Any, *arguments: Any) -> Any:
 _pointer, _int, _word, _long = types.intp, types.int32, types.uint32, types.int64
 _new_decoder = _external("tjInitDecompress", _pointer)
 _free_decoder = _external("tjDestroy", _int, _pointer)
-_decode = _external(
-    "tjDecompress2", _int, _pointer, _pointer, types.uint64, _pointer, _int, _int, _int, _int, _int
-)
+_decode = _external("tjDecompress2", _int, _pointer, _pointer, types.uint64, _pointer, _int, _int, _int, _int, _int)
 _ffcv_decode = _external(
     "imdecode",
     *(_int, _pointer, types.uint64, _word, _word, _pointer),

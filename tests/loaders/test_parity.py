@@ -33,7 +33,13 @@ PLANS = {
 }
 
 EXACT = (0.0, 0.0, 0.0)
-BOUNDS = {"torchvision": EXACT, "resident": EXACT, "ffcv": EXACT, "dali": (0.25, 1.01, 16.0), "baseline": (0.2, 1.01, 2.0)}
+BOUNDS = {
+    "torchvision": EXACT,
+    "resident": EXACT,
+    "ffcv": EXACT,
+    "dali": (0.25, 1.01, 16.0),
+    "baseline": (0.2, 1.01, 2.0),
+}
 """Mean, 99th percentile and largest difference there may be."""
 REASONS = {
     "torchvision": "the same resampling",
@@ -55,7 +61,9 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[list[str]]:
         print("\n".join(rows))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(d, marks=getattr(pytest.mark, f"needs_{d}")) for d in ("cifar10", "photos")])
+@pytest.fixture(
+    scope="module", params=[pytest.param(d, marks=getattr(pytest.mark, f"needs_{d}")) for d in ("cifar10", "photos")]
+)
 def sources(request: pytest.FixtureRequest, cifar10_root: Path, photos: Path) -> tuple[Source, Source]:
     data = "cifar10" if request.param == "cifar10" else str(photos)
     train, val = open_data(data, root=cifar10_root)
