@@ -24,6 +24,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from loaders.backends.host import HostLoader, _Making
 from loaders.device import reference
@@ -121,7 +122,8 @@ class DaliLoader(HostLoader):
 
     def _begun(self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], plan: Plan) -> _Running:
         """Reads a batch's files and makes ready what the pipeline is fed."""
-        images = list(pool.map(self._image, ids.tolist(), plan.box.tolist()))
+        each = pool.map if isinstance(self.source.images, ImageFiles) else map  # files may let a thread wait
+        images = list(each(self._image, ids.tolist(), plan.box.tolist()))
         elsewhere = [place for place, image in enumerate(images) if image is None]
         # In C's order, as DALI takes arrays to be.
         box, resized, window = (np.array(a, np.int32, order="C") for a in (plan.box, plan.resized, plan.window))
@@ -200,9 +202,9 @@ class DaliLoader(HostLoader):
 
     def _prime(self, pipeline: Any) -> None:
         """Fills and empties its queue once: scheduled for the first time, it wants as many batches as that holds."""
-        blank = {"image": self._blank, "resized": np.float32([1, 1]), "window": np.int32([0, 0])}
+        blank = {"image": self._blank, "resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
         if isinstance(self.source.images, ImageFiles):
-            blank |= {"corner": np.int32([0, 0]), "extent": np.int32([1, 1])}
+            blank |= {"corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
         for _ in range(self._ahead):
             for name, value in blank.items():
                 pipeline.feed_input(name, [value])
@@ -232,7 +234,7 @@ class DaliLoader(HostLoader):
                 self._feed(batch, running)
             self._tell(error)
             return None
-        return torch.from_dlpack(squares.as_tensor()).permute(0, 3, 1, 2)
+        return from_dlpack(squares.as_tensor()).permute(0, 3, 1, 2)
 
     def _tell(self, error: Exception) -> None:
         """Warns once, as batches that go the fallback's way are slower."""

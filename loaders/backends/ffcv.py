@@ -127,8 +127,12 @@ class FFCVLoader(HostLoader, KeptLoader):
         if isinstance(images, ImageFiles) and self._photographs == "jpeg" and images.formats[index] == "JPEG":
             data = np.frombuffer(images.read(index), np.uint8)
             if self._kernel.decodes_to(data, pixels):
-                return self._files.Stored(data, self._kernel.JPEG, height, width)
-        return self._files.Stored(np.ascontiguousarray(pixels).reshape(-1), self._kernel.RAW, height, width)
+                return self._as_stored(data, self._kernel.JPEG, height, width)
+        return self._as_stored(np.ascontiguousarray(pixels).reshape(-1), self._kernel.RAW, height, width)
+
+    def _as_stored(self, data: NDArray[np.uint8], mode: int, height: int, width: int) -> "Stored":
+        stored: Stored = self._files.Stored(data, mode, height, width)
+        return stored
 
     # --- batches ---------------------------------------------------------------------------------
 

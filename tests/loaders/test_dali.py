@@ -39,7 +39,7 @@ def jpegs(image_folder: Path) -> Source:
 
 
 @pytest.mark.needs_dali
-def test_ordinary_files_are_all_left_to_dali(jpegs: Source, image_folder: Path) -> None:
+def test_ordinary_files_are_all_left_to_dali(image_folder: Path) -> None:
     Image.fromarray(smooth_image(40, 50, 1)).save(image_folder / "train" / "oak" / "some.png")
     source = open_data(str(image_folder), root=image_folder)[0]
     loader = build(source, batch_size=5)
@@ -104,10 +104,10 @@ def test_after_an_early_break_behind_a_failure_the_next_epoch_is_whole(
 ) -> None:
     wanted = list(build(jpegs))
     loader = build(jpegs)
-    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="DALI failed"):
+    with monkeypatch.context() as patch:
         garbage(patch, {int(row[0]) for row in loader.rows(0)[:3]})
-        for _ in zip(range(2), loader, strict=False):
-            pass
+        with pytest.warns(RuntimeWarning, match="DALI failed"):
+            next(iter(loader))
     batches = list(loader)
     assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(batches, wanted, strict=True))
 

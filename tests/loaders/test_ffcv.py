@@ -255,7 +255,7 @@ def test_an_image_larger_than_a_page_finds_room(tmp_path: Path) -> None:
 
 def test_without_ffcv_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "ffcv" else importlib.util.find_spec(name))
-    with pytest.raises(InputError, match="LOADER=ffcv cannot be used here: .*make setup-ffcv$"):
+    with pytest.raises(InputError, match=r"LOADER=ffcv cannot be used here: .*make setup-ffcv$"):
         choose_loader("ffcv", [], device=torch.device("cpu"))
 
 
