@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from loaders.backends.host import HostLoader, _Making
+from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, _Making
 from loaders.device import reference
 from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, LoaderConfig
@@ -43,6 +43,7 @@ HARDWARE_SHARE = 0.65
 _TAIL = 1024
 """Bytes at a JPEG's end among which its end marker is looked for; some cameras write something behind it."""
 
+_FLIPS = ("horizontal", "vertical")
 _BLANK_PIXELS = np.zeros((1, 1, 3), np.uint8)
 _BLANK_FILE = np.frombuffer(simplejpeg.encode_jpeg(_BLANK_PIXELS, colorspace="RGB"), np.uint8)
 
@@ -113,7 +114,7 @@ class DaliLoader(HostLoader):
                 batch = running.popleft()
                 for ids, plan in islice(rows, 1):
                     self._feed(self._begun(pool, ids, plan), running)
-                yield self._by_fallback(batch) if squares is None else self._finished(batch, squares)
+                yield self._by_fallback(batch) if squares is None else self._finished(pool, batch, squares)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._drain(len(running))
@@ -133,6 +134,8 @@ class DaliLoader(HostLoader):
             "resized": resized.astype(np.float32),
             "window": window,
         }
+        if plan.inner is None:
+            inputs |= {name: plan.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
         if isinstance(self.source.images, ImageFiles):
             inputs |= {"corner": box[:, :2].copy(), "extent": box[:, 2:].copy()}
         labels = torch.from_numpy(np.where(ids == PADDING, NO_LABEL, self.source.labels[ids]))
@@ -195,6 +198,8 @@ class DaliLoader(HostLoader):
             square = fn.slice(
                 image, start=window, shape=[side, side], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
             )
+            if not self.config.spec.reads_twice:  # a flip comes behind the second read, and that is not DALI's
+                square = fn.flip(square, **{name: fn.external_source(name=name, ndim=0) for name in _FLIPS})
             pipeline.set_outputs(square)
         pipeline.build()
         self._prime(pipeline)
@@ -205,6 +210,8 @@ class DaliLoader(HostLoader):
         blank = {"image": self._blank, "resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
         if isinstance(self.source.images, ImageFiles):
             blank |= {"corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
+        if not self.config.spec.reads_twice:
+            blank |= dict.fromkeys(_FLIPS, np.zeros((), np.int32))
         for _ in range(self._ahead):
             for name, value in blank.items():
                 pipeline.feed_input(name, [value])
@@ -248,14 +255,28 @@ class DaliLoader(HostLoader):
                 stacklevel=2,
             )
 
-    def _finished(self, batch: _Running, squares: Tensor) -> Batch:
-        config, making = self.config, batch.making
+    def _finished(self, pool: ThreadPoolExecutor, batch: _Running, squares: Tensor) -> Batch:
+        making, device = batch.making, self.config.device
         for place in batch.elsewhere:
             self._put(squares[place : place + 1], batch, place)
-        images = reference.finish(squares, making.plan, mean=config.mean, std=config.std, dtype=config.dtype)
-        if images is squares:  # so that nothing of the receiver's is DALI's
-            images = squares.clone(memory_format=torch.channels_last)
-        return Batch(images, reference.sent(making.labels.numpy(), config.device))
+        flip = making.plan.flip.copy()
+        if making.plan.inner is None:
+            flip[np.setdiff1d(np.arange(len(flip)), batch.elsewhere)] = False  # done
+        plan = replace(making.plan, flip=flip)
+        if device.type == "cuda":
+            images = self._finish(squares, plan)
+            # Copied where nothing was left to do, so that nothing of the receiver's is DALI's.
+            images = squares.clone(memory_format=torch.channels_last) if images is squares else images
+            return Batch(images, reference.sent(making.labels.numpy(), device))
+        images, _ = self._empty_batch(len(flip), plan)
+        parts = [slice(first, first + MOST_SAMPLES_PER_TASK) for first in range(0, len(flip), MOST_SAMPLES_PER_TASK)]
+        for task in [pool.submit(self._finish, squares[part], plan[part], images[part]) for part in parts]:
+            task.result()
+        return Batch(images, making.labels)
+
+    def _finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
+        config = self.config
+        return reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=out)
 
     def _put(self, square: Tensor, batch: _Running, place: int) -> None:
         """One sample that DALI left blank: padding, or what the `torchvision` loader makes of it."""
