@@ -45,7 +45,7 @@ REASONS = {
     "torchvision": "the same resampling",
     "resident": "the same arithmetic in integers",
     "ffcv": "the same arithmetic in integers, compiled; the same decoder",
-    "dali": "weights from a table, sums in float32, rounded once",
+    "dali": "sums in float32, rounded once; when reducing, weights from a table",
     "baseline": "Pillow's fixed-point weights, rounded otherwise",
 }
 
