@@ -20,10 +20,12 @@ ready    := .venv/ready
 ready_dev := .venv/ready-dev
 endif
 
+pip    = $(python) -m pip install --quiet --disable-pip-version-check
+
 launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench test lint
+.PHONY: help setup setup-dali setup-ffcv train bench test lint
 
 help:
 	@echo 'make train MODE=finetune                  all weights, on the embedded sample'
@@ -32,11 +34,36 @@ help:
 	@echo 'make test                                 the tests'
 	@echo 'make lint                                 style and types'
 	@echo 'make setup                                only build .venv'
+	@echo 'make setup-dali, make setup-ffcv          what LOADER=dali, LOADER=ffcv stand on'
 	@echo
 	@echo 'MODE=$(MODE) DATA=$(DATA) ROOT=$(ROOT) LOADER=$(LOADER) WEIGHTS=$(WEIGHTS) NGPU=$(NGPU) OUT=$(OUT)'
 	@echo 'PYTHON=python3 uses that interpreter and builds nothing; ARGS=--help lists all other options.'
 
 setup: $(ready)
+
+# A torch for CUDA 12 wants DALI for CUDA 12.
+setup-dali: $(ready)
+	@cuda=$$($(python) -c 'import torch; print("120" if (torch.version.cuda or "").startswith("12") else "130")'); \
+	    $(pip) "nvidia-dali-cuda$$cuda>=2.4,<3"
+
+# FFCV has no wheels: it is compiled here, against OpenCV and libjpeg-turbo.
+ffcv_packages = g++ pkg-config libopencv-dev libturbojpeg0-dev python3-dev
+ffcv_headers  = command -v g++ && pkg-config --exists opencv4 libturbojpeg && \
+    $(python) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
+
+setup-ffcv: $(ready)
+	@if ! { $(ffcv_headers); } >/dev/null 2>&1; then \
+	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	    if ! command -v apt-get >/dev/null; then \
+	        echo 'FFCV is compiled on the spot and needs g++, pkg-config, OpenCV 4 and libjpeg-turbo with their headers' >&2; \
+	        echo '(Fedora: gcc-c++ pkgconf opencv-devel turbojpeg-devel python3-devel; conda: cxx-compiler pkg-config' >&2; \
+	        echo 'opencv libjpeg-turbo). Install them, then run make setup-ffcv again.' >&2; exit 2; \
+	    fi; \
+	    $$sudo apt-get update -q && \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(ffcv_packages); \
+	fi
+	@$(pip) $$($(python) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ffcv"])')
+	@$(python) -W ignore -c 'import ffcv.loader' && echo 'FFCV is ready: LOADER=ffcv'
 
 train: $(ready)
 	@$(python) $(launch) -m train $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \

@@ -105,7 +105,7 @@ def _dali(task: Task) -> Batches:
 
     on_gpu = task.device.type == "cuda"
 
-    @pipeline_def(  # type: ignore[misc]
+    @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=task.batch_size, num_threads=task.workers, device_id=torch.cuda.current_device() if on_gpu else None
     )
     def pipeline() -> Any:

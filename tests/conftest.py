@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from loaders import Batch
+from loaders.backends import BACKENDS
 from loaders.backends.streamed import StreamedLoader
 
 # More threads win nothing on images this small, and where other processes want the cores too, torch's threads
@@ -22,7 +23,17 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "cuda": (torch.cuda.is_available, "no CUDA GPU"),
     "cifar10": (lambda: (DATA / "cifar-10-batches-bin").is_dir(), f"no cifar-10-batches-bin in {DATA.absolute()}"),
     "photos": (lambda: (DATA / "hymenoptera").is_dir(), f"no hymenoptera in {DATA.absolute()}"),
+    "dali": (lambda: BACKENDS["dali"].missing() is None, str(BACKENDS["dali"].missing())),
+    "ffcv": (lambda: BACKENDS["ffcv"].missing() is None, str(BACKENDS["ffcv"].missing())),
 }
+
+OPTIONAL = ("dali", "ffcv")
+PROMISING = [
+    pytest.param(name, marks=getattr(pytest.mark, f"needs_{name}")) if name in OPTIONAL else name
+    for name in BACKENDS
+    if name != "baseline"
+]
+"""Parameters: the names of all loaders that make promises."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.decode import load_pixels
+from loaders.backends.kept import KeptLoader
 from loaders.build_cache import with_kept_pixels
 from loaders.device import reference, resample
 from loaders.errors import InputError
-from loaders.loader import Batch, Loader, LoaderConfig
+from loaders.loader import Batch, LoaderConfig
 from loaders.machine import free_memory, told_bytes, usable_cores
 from loaders.plan import Plan
 from loaders.sources.base import ImageFiles, PixelArray, Source
@@ -27,7 +27,7 @@ _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
 
 
-class ResidentLoader(Loader):
+class ResidentLoader(KeptLoader):
     """Batches are the receiver's own. Under several ranks each holds a copy of the set.
 
     With `LoaderConfig.from_cache` the images are those of the pixel cache, smaller, and are decoded only for that.
@@ -53,8 +53,6 @@ class ResidentLoader(Loader):
                 f"{told_bytes(free)} free: choose LOADER=torchvision, or streamed"
             )
         self._pixels: Tensor | None = None
-        self._gone: set[int] = set()
-        """Samples that have gone bad since they were indexed."""
 
     def prepare(self, progress: Progress | None = None) -> None:
         if self._pixels is None:
@@ -98,14 +96,8 @@ class ResidentLoader(Loader):
             first = last
 
     def _stage(self, index: int, staged: NDArray[np.uint8], begin: int) -> None:
-        """Decodes one image to its place; takes note of one that has gone bad."""
-        if index in self.source.bad:
-            return
-        try:
-            pixels = load_pixels(self.source.images, index, size=tuple(self.source.stored_sizes[index].tolist()))
-        except (OSError, ValueError) as error:
-            self._gone.add(index)
-            self._report_bad(index, getattr(error, "strerror", None) or str(error))
+        """Decodes one image to its place."""
+        if (pixels := self._decode_once(index)) is None:
             return
         at = self._starts[index] - begin
         staged[at : at + pixels.shape[0] * pixels.shape[1]] = pixels.reshape(-1, 3)

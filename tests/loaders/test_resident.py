@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loaders import BadImageError, Batch, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
-from loaders.backends import resident
+from loaders.backends import kept, resident
 from loaders.backends.decode import load_pixels
 from loaders.device import resample
 from tests.loaders.test_host import EVERYTHING, SMALL, SPECS, files, numbered, same
@@ -68,7 +68,7 @@ def test_each_image_is_decoded_once_whatever_the_number_of_epochs(
         decoded.append(index)
         return load_pixels(images, index, **options)
 
-    monkeypatch.setattr(resident, "load_pixels", counted)
+    monkeypatch.setattr(kept, "load_pixels", counted)
     loader = build(files)
     told: list[tuple[int, int]] = []
     loader.prepare(lambda done, total: told.append((done, total)))
