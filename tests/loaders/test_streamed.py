@@ -192,6 +192,16 @@ def test_in_an_evaluation_nothing_takes_the_place_of_a_file_gone_bad(source: Sou
 
 
 @both_ways
+def test_what_an_opened_cache_lacks_is_told_to_another_loader(source: Source) -> None:
+    Path(source.images.describe(9)).unlink()
+    first = build(source, training=False, on_bad_image="skip")
+    first.prepare()
+    second = build(first.source, training=False, on_bad_image="skip")
+    assert same(second, first)
+    assert [bad.path for bad in second.bad_images] == [source.images.describe(9)]
+
+
+@both_ways
 def test_more_than_one_percent_gone_bad_is_an_error(source: Source) -> None:
     for index in (3, 9):
         Path(source.images.describe(index)).unlink()
