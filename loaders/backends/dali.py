@@ -107,14 +107,17 @@ class DaliLoader(HostLoader):
         rows = self.planned(start)
         running: deque[_Running] = deque()
         try:
-            for ids, plan in islice(rows, self._ahead):
-                self._feed(self._begun(pool, ids, plan), running)
-            while running:
-                squares = self._await(running)
-                batch = running.popleft()
-                for ids, plan in islice(rows, 1):
+            with torch.inference_mode(False):  # even where the receiver iterates in it: the threads are not in it
+                for ids, plan in islice(rows, self._ahead):
                     self._feed(self._begun(pool, ids, plan), running)
-                yield self._by_fallback(batch) if squares is None else self._completed(pool, batch, squares)
+            while running:
+                with torch.inference_mode(False):
+                    squares = self._await(running)
+                    batch = running.popleft()
+                    for ids, plan in islice(rows, 1):
+                        self._feed(self._begun(pool, ids, plan), running)
+                    made = self._by_fallback(batch) if squares is None else self._completed(pool, batch, squares)
+                yield made
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._drain(len(running))

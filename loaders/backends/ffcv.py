@@ -181,6 +181,7 @@ class FFCVLoader(HostLoader, KeptLoader):
 
 def _libraries() -> tuple[Any, Any]:
     """The modules that stand on FFCV and numba, which take seconds to import."""
+    threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both warn of what they themselves do in an old way
@@ -189,4 +190,6 @@ def _libraries() -> tuple[Any, Any]:
         raise InputError(
             f"LOADER=ffcv: FFCV is installed and cannot be loaded ({error}): make setup-ffcv builds it anew"
         ) from error
+    finally:
+        torch.set_num_threads(threads)  # which FFCV sets to 1 when it is imported
     return ffcv_kernel, ffcv_file

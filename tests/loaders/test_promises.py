@@ -131,6 +131,14 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
     )
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_in_inference_mode_the_same_batches_come(build: Build, odd: Source, training: bool) -> None:
+    wanted = list(build(odd, training=training))
+    with torch.inference_mode():
+        batches = list(build(odd, training=training))
+    assert same(batches, wanted)
+
+
 # --- files that go bad after they were indexed -----------------------------------------------------
 
 GOING_BAD: dict[str, Callable[[Path], object]] = {
