@@ -25,7 +25,10 @@ def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.Mo
 def test_every_option_named_exists() -> None:
     from train.options import Options
 
-    named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]+", README)} - {"help", "tyro_write_completion"}
+    named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]+", README)} - {
+        "help",
+        "tyro_write_completion",
+    }
     assert named <= set(Options.__dataclass_fields__)
 
 

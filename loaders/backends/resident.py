@@ -21,6 +21,7 @@ from loaders.order import PADDING
 from loaders.plan import Plan
 from loaders.sources.base import PixelArray, Source
 from loaders.sources.index import Progress
+from loaders.stages import stage
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
@@ -132,6 +133,7 @@ class ResidentLoader(Loader):
             reference.sent(labels, config.device),
         )
 
+    @stage("resize")
     def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
         """The first read of the samples: uint8 `[B, 3, S1, S1]`, channels-last."""
         assert self._pixels is not None
