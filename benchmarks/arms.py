@@ -1,6 +1,5 @@
-"""What is measured: the ordinary loader, its usual improvements, and every loader of ours that can be used here."""
+"""What is measured: the ordinary loader as it is and tuned, and every loader of ours that can be used here."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -8,22 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import v2
 
 from benchmarks.measure import Arm
 from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.sources import ImageFiles, PixelArray
+from loaders.sources import PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"
+CACHED = "; pixels decoded beforehand"
+"""Added to the name of a group where others decode in every epoch."""
+KEEPING_PIXELS = frozenset({"resident", "streamed"})
 BASELINE = "baseline: PIL, DataLoader, no workers"
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -55,27 +54,44 @@ def long_epochs(source: Source, images: int) -> Source:
 def ours(task: Task) -> list[Arm]:
     """Every loader that can be used here, but for the baseline, with uint8 and with finished batches."""
 
+    decoding = not isinstance(task.source.images, PixelArray)
+
     def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Arm:
-        return Arm(group, title, lambda: _endless(_loader(task, name, dtype, scaled=scaled)))
+        group += CACHED if decoding and name in KEEPING_PIXELS else ""
+        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)))
 
     found = []
     for name in available_loaders():
         if name != "baseline":
             found += [arm(UINT8, f"{name}, uint8", name, torch.uint8), arm(FINISHED, name, name, task.dtype)]
-    if not isinstance(task.source.images, PixelArray):
+    if decoding:
         found.append(arm(UINT8, "torchvision, uint8, scaled decoding", "torchvision", torch.uint8, scaled=True))
     return found
 
 
-def ordinary(task: Task) -> list[Arm]:
-    """The loader people have today, and what they do about it."""
-    few = task.workers
+def ordinary(task: Task, tuned: int) -> list[Arm]:
+    """The loader people have today, without workers and with the number of them that serves best here (`tuned`)."""
     return [
-        Arm(FINISHED, BASELINE, lambda: _endless(_loader(task, "baseline", torch.float32))),
-        Arm(FINISHED, f"the same, {few} workers", lambda: _repeated(task, _pillow(task, finished=True), few)),
-        Arm(UINT8, "PIL, no workers, uint8", lambda: _repeated(task, _pillow(task, finished=False), 0)),
-        Arm(UINT8, f"torchvision v2, {few} workers, uint8", lambda: _repeated(task, TorchvisionDataset(task), few)),
+        Arm(FINISHED, BASELINE, lambda: endless(_loader(task, "baseline", torch.float32))),
+        Arm(UINT8, "PIL, no workers, uint8", lambda: repeated(task, _pillow(task, finished=False), 0)),
+        _pillow_workers(task, tuned),
     ]
+
+
+def tuning(task: Task) -> dict[int, Arm]:
+    """The ordinary loader with several numbers of workers, of which the best is the tuned baseline."""
+    cores = task.workers
+    return {count: _pillow_workers(task, count) for count in sorted({1, max(1, cores // 2), cores, 2 * cores})}
+
+
+def _pillow_workers(task: Task, workers: int) -> Arm:
+    name = f"tuned baseline: the same, {workers} worker{'s' * (workers > 1)}"
+    return Arm(FINISHED, name, lambda: repeated(task, _pillow(task, finished=True), workers), ready(workers))
+
+
+def ready(workers: int) -> int:
+    """Batches of a DataLoader that may lie ready: two a worker, and those that it is about to hand over."""
+    return 2 * workers + 2
 
 
 def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Loader:
@@ -91,7 +107,8 @@ def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) 
     return build_loader(task.source, config, loader=name)
 
 
-def _endless(loader: Loader) -> Batches:
+def endless(loader: Loader) -> Batches:
+    """Epoch after epoch of a loader, prepared beforehand."""
     loader.prepare()
     for epoch in count():
         loader.set_epoch(epoch)
@@ -104,7 +121,8 @@ def _pillow(task: Task, *, finished: bool) -> Dataset[Any]:
     return PillowDataset(task.source, np.arange(len(task.source)), transforms.Compose(staged))
 
 
-def _repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
+def repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
+    """Batches of a DataLoader, epoch after epoch, on the task's device; its processes stay."""
     loader = DataLoader(
         dataset,
         batch_size=task.batch_size,
@@ -117,32 +135,3 @@ def _repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
     while True:
         for images, labels in loader:
             yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
-
-
-class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
-    """torchvision's second generation, on uint8 tensors from beginning to end."""
-
-    def __init__(self, task: Task) -> None:
-        self.source = task.source
-        self.transform = v2.Compose([v2.RandomResizedCrop(task.size, antialias=True), v2.RandomHorizontalFlip()])
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image: Tensor = self.transform(self._image(index))
-        return image, int(self.source.labels[index])
-
-    def _image(self, index: int) -> Tensor:
-        images = self.source.images
-        if not isinstance(images, ImageFiles):
-            return torch.from_numpy(images.pixels_of(index)).permute(2, 0, 1)
-        if images.formats[index] == "JPEG":
-            data = torch.frombuffer(bytearray(images.read(index)), dtype=torch.uint8)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # from 0.29 on that it will be another library's
-                decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB)
-                return decoded
-        with Image.open(images.describe(index)) as image:
-            pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
-            return pixels

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import active_children
 from pathlib import Path
 from statistics import median
@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.memory import MemoryWatch
+
 NOISY = 0.15
 """Spread of a row's windows, as a share of their median, above which it is marked."""
 
-_SKIPPED = 6  # batches at the beginning of a window: some were made while others had their turn
+Tell = Callable[[int, int, str], None]
+"""Called with how many windows are done, how many there are, and what comes now."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Arm:
     name: str
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
     """Begins an endless run of (images `[B, ...]`, labels `[B]`)."""
+    ahead: int = 6
+    """Batches that may lie ready when a window begins, made while others had their turn: they are not counted."""
+    together: int = 1
+    """Batches that are only measured together: those of an epoch, where its beginning and end are to count."""
+    before: Callable[[], None] = lambda: None
+    """Done before each window, and not counted."""
 
 
 @dataclass(frozen=True)
@@ -37,49 +46,85 @@ class Window:
     seconds: float
     cpu_seconds: float
     """Of this process and its workers."""
+    device_seconds: float | None = None
+    """The same span by CUDA events; None without a GPU."""
 
     @property
     def rate(self) -> float:
         return self.images / self.seconds
 
 
-def measure(
-    arms: Sequence[Arm], *, windows: int, seconds: float, tell: Callable[[int, int, str], None] = lambda *_: None
-) -> dict[str, list[Window]]:
+@dataclass
+class Found:
+    """What was measured of one arm."""
+
+    startup_seconds: float
+    """From nothing to its first batch."""
+    memory_bytes: int | None
+    """By which it raised this process's and its workers' memory, and the GPU's, at most, until it had warmed up."""
+    windows: list[Window] = field(default_factory=list)
+
+
+def measure(arms: Sequence[Arm], *, windows: int, seconds: float, tell: Tell = lambda *_: None) -> dict[str, Found]:
     """So many windows of each arm, by its name, after a round of warming up.
 
     Args:
         seconds: length of a window, at least.
-        tell: called with how many windows are done, how many there are, and what comes now.
     """
     running: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
+    found: dict[str, Found] = {}
     total = (1 + windows) * len(arms)
     for done, arm in enumerate(arms):
         tell(done, total, f"{arm.name}, warming up")
-        running[arm.name] = iter(arm.batches())
-        _window(running[arm.name], seconds / 2)
-    found: dict[str, list[Window]] = {arm.name: [] for arm in arms}
+        with MemoryWatch() as memory:
+            running[arm.name], startup = _started(arm, seconds / 2)
+        found[arm.name] = Found(startup, memory.risen)
     for turn in range(windows):
-        for place, (name, batches) in enumerate(running.items()):
-            tell((1 + turn) * len(arms) + place, total, name)
-            found[name].append(_window(batches, seconds))
+        for place, arm in enumerate(arms):
+            tell((1 + turn) * len(arms) + place, total, arm.name)
+            found[arm.name].windows.append(_window(arm, running[arm.name], seconds))
     return found
 
 
-def _window(batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> Window:
-    for _ in range(_SKIPPED):
+def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]], float]:
+    """An arm's batches, warmed up, and how long the first took."""
+    began = time.perf_counter()
+    batches = iter(arm.batches())
+    next(batches)
+    _settle()
+    startup = time.perf_counter() - began
+    for _ in range(arm.together - 1):
+        next(batches)
+    _window(arm, batches, seconds)
+    return batches, startup
+
+
+def _window(arm: Arm, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> Window:
+    arm.before()
+    for _ in range(arm.ahead if arm.together == 1 else 0):  # an epoch begins with nothing ready
         next(batches)
     _settle()
-    began, burnt, images = time.perf_counter(), cpu_seconds(), 0
+    began, burnt, first, images = time.perf_counter(), cpu_seconds(), _mark(), 0
     while time.perf_counter() - began < seconds:
-        images += len(next(batches)[1])
+        for _ in range(arm.together):
+            images += len(next(batches)[1])
+    last = _mark()
     _settle()
-    return Window(images, time.perf_counter() - began, cpu_seconds() - burnt)
+    device = first.elapsed_time(last) / 1000 if first is not None and last is not None else None
+    return Window(images, time.perf_counter() - began, cpu_seconds() - burnt, device)
 
 
 def _settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _mark() -> torch.cuda.Event | None:
+    if not torch.cuda.is_available():
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def cpu_seconds() -> float:
@@ -95,14 +140,26 @@ def _process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
-def rows(arms: Sequence[Arm], found: dict[str, list[Window]], *, baseline: str) -> list[dict[str, Any]]:
+def rows(
+    arms: Sequence[Arm], found: dict[str, Found], *, baseline: str, tuned: str | None = None
+) -> list[dict[str, Any]]:
     """A row for each arm: medians with the range, and times the baseline as the median over the turns."""
-    return [_row(arm, found[arm.name], found[baseline]) for arm in arms]
+    return [
+        row(arm, found[arm.name])
+        | {
+            "times_baseline": _times(found[arm.name], found[baseline]),
+            "times_tuned": None if tuned is None else _times(found[arm.name], found[tuned]),
+        }
+        for arm in arms
+    ]
 
 
-def _row(arm: Arm, windows: list[Window], baseline: list[Window]) -> dict[str, Any]:
-    rates = [window.rate for window in windows]
+def row(arm: Arm, found: Found) -> dict[str, Any]:
+    """What was measured of one arm, by itself."""
+    rates = [window.rate for window in found.windows]
     middle = median(rates)
+    per_image = median(window.cpu_seconds / window.images for window in found.windows)
+    device = [window.device_seconds for window in found.windows if window.device_seconds is not None]
     return {
         "group": arm.group,
         "name": arm.name,
@@ -110,7 +167,15 @@ def _row(arm: Arm, windows: list[Window], baseline: list[Window]) -> dict[str, A
         "low": min(rates),
         "high": max(rates),
         "noisy": (max(rates) - min(rates)) / middle > NOISY,
-        "times_baseline": median(ours.rate / theirs.rate for ours, theirs in zip(windows, baseline, strict=True)),
-        "cpu_seconds_per_1000": median(1000 * window.cpu_seconds / window.images for window in windows),
+        "cpu_seconds_per_1000": 1000 * per_image,
+        "images_per_core_second": 1 / per_image if per_image else None,
+        "memory_bytes": found.memory_bytes,
+        "startup_seconds": found.startup_seconds,
+        "device_seconds": device or None,
         "windows": rates,
     }
+
+
+def _times(ours: Found, theirs: Found) -> float:
+    """How many times as fast, turn by turn."""
+    return median(a.rate / b.rate for a, b in zip(ours.windows, theirs.windows, strict=True))

@@ -1,29 +1,112 @@
 """What was measured, for people and for programs."""
 
 import json
-from itertools import groupby
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.columns import by_group, cell, shown
+from benchmarks.options import Result
+from benchmarks.page import page
+from benchmarks.picture import picture
+from loaders import InputError
+
+BENCH, REPORT, PICTURE = "bench.json", "report.html", "bench.png"
+
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line per row, a block per group, fastest last."""
+    """A line per row, a block per group, fastest last; only columns in which there is anything."""
+    columns = shown(rows)
     widest = max(len(row["name"]) for row in rows)
-    lines = [f"{'':{widest}}  images/s      (from     to)  × baseline  CPU s/1000"]
-    by_group = sorted(rows, key=lambda row: (row["group"], row["images_per_second"]))
-    for group, members in groupby(by_group, key=lambda row: str(row["group"])):
+    cells = {id(row): [cell(row, column) for column in columns] for row in rows}
+    widths = [
+        max(len(column.title), *(len(line[place]) for line in cells.values())) for place, column in enumerate(columns)
+    ]
+    titles = "  ".join(f"{column.title:>{width}}" for column, width in zip(columns, widths, strict=True))
+    lines = [f"{'':{widest}}  {titles}"]
+    for group, members in by_group(rows).items():
         lines += ["", group]
-        lines += [
-            f"{row['name']:{widest}}  {row['images_per_second']:8,.0f}  ({row['low']:7,.0f} {row['high']:7,.0f})"
-            f"  {row['times_baseline']:8.2f} ×  {row['cpu_seconds_per_1000']:10.2f}{'  noisy' if row['noisy'] else ''}"
-            for row in members
-        ]
+        for row in members:
+            told = "  ".join(f"{text:>{width}}" for text, width in zip(cells[id(row)], widths, strict=True))
+            lines.append(f"{row['name']:{widest}}  {told}{'  noisy' if row.get('noisy') else ''}")
     return "\n".join(lines)
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
-    """`bench.json` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "bench.json"
-    file.write_text(json.dumps(report, indent=1, default=str) + "\n")
+class Keeper:
+    """Writes a result to a folder, as often as more of it becomes known."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.result: Result | None = None
+
+    def __call__(self, result: Result) -> None:
+        """Writes bench.json, then what is drawn from it."""
+        self.result = result
+        write(result, self.folder)
+        draw(result, self.folder)
+
+    def conclude(self) -> None:
+        """Prints the table, where everything lies, and the result as one line of JSON."""
+        if self.result is None:
+            return
+        print(table(self.result["rows"]))
+        for sentence in sentences(self.result):
+            print(f"\n{sentence}")
+        print(f"\n{self.folder}: {BENCH}, {REPORT}, {PICTURE}")
+        print(json.dumps(self.result, default=str))
+
+
+def sentences(result: Result) -> list[str]:
+    """What the figures come to, in words."""
+    said = []
+    if demand := result.get("demand"):
+        said.append(f"cores per GPU: to supply {demand['images_per_second']:,.0f} images/s ({demand['origin']})")
+    if (cost := result.get("plan_microseconds")) is not None:
+        said.append(f"order and plan: {cost:.2f} µs an image")
+    if diagnosis := result.get("diagnosis"):
+        said.append(diagnosis["sentence"])
+    return said + list(result.get("notes", ()))
+
+
+def write(result: Result, folder: Path) -> Path:
+    """`bench.json` in `folder`, whole or not at all."""
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    return _written(folder / BENCH, lambda part: part.write_text(text))
+
+
+def draw(result: Result, folder: Path) -> None:
+    """`report.html` and `bench.png` in `folder`, from what `bench.json` holds."""
+    _written(folder / REPORT, lambda part: part.write_text(page(result)))
+    if result["rows"]:
+        _written(folder / PICTURE, lambda part: picture(result).savefig(part, format="png", dpi=144))
+
+
+def read(path: Path) -> Result:
+    """The result in a file, or in the `bench.json` of a folder.
+
+    Raises:
+        InputError: when there is none.
+    """
+    file = path / BENCH if path.is_dir() else path
+    try:
+        result = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {file}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as a result: {error}") from error
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
+        raise InputError(f"{file} holds no result: it has no rows")
+    return result
+
+
+def _written(file: Path, write: Callable[[Path], object]) -> Path:
+    part = file.with_name(f"{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
     return file

@@ -1,10 +1,12 @@
-"""FFCV and DALI as their own guides have them used: random resized crop and flip, uint8 batches.
+"""Other people's ways to the same batches, each driven as its own documentation has it: random resized crop and flip.
 
-They draw their own crops and keep none of our promises; what counts is how fast they are.
+A way that needs a library of its own is a function here that imports it, and returns no arms where the library is
+missing; `RIVALS` lists them. They draw their own crops and keep none of our promises; what counts is how fast they are.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -14,27 +16,87 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
 
-from benchmarks.arms import UINT8, Task
+from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, ready, repeated
 from benchmarks.measure import Arm
+from benchmarks.parts import kept
+from loaders import LoaderConfig
 from loaders.backends.decode import load_pixels
 from loaders.machine import cache_folder
 from loaders.sources import ImageFiles, PixelArray, Source
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+# --- torchvision -----------------------------------------------------------------------------------
 
 
-def rivals(task: Task) -> list[Arm]:
-    """Those that are installed."""
-    found = []
-    if find_spec("ffcv") is not None:
-        found.append(Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task)))
-    if find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None:
-        found.append(Arm(UINT8, "DALI, its own way", lambda: _dali(task)))
-    return found
+def torchvision_v2(task: Task) -> list[Arm]:
+    """torchvision's second generation in a DataLoader, with as many workers as cores."""
+    name = f"torchvision v2, {task.workers} workers, uint8"
+    return [
+        Arm(UINT8, name, lambda: repeated(task, TorchvisionDataset(task), task.workers), ready(task.workers)),
+    ]
+
+
+class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
+    """torchvision's second generation, on uint8 tensors from beginning to end."""
+
+    def __init__(self, task: Task) -> None:
+        self.source = task.source
+        self.transform = v2.Compose([v2.RandomResizedCrop(task.size, antialias=True), v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image: Tensor = self.transform(self._image(index))
+        return image, int(self.source.labels[index])
+
+    def _image(self, index: int) -> Tensor:
+        images = self.source.images
+        if not isinstance(images, ImageFiles):
+            return torch.from_numpy(images.pixels_of(index)).permute(2, 0, 1)
+        if images.formats[index] == "JPEG":
+            data = torch.frombuffer(bytearray(images.read(index)), dtype=torch.uint8)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # from 0.29 on that it will be another library's
+                decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB)
+                return decoded
+        with Image.open(images.describe(index)) as image:
+            pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
+            return pixels
 
 
 # --- FFCV ------------------------------------------------------------------------------------------
+
+
+def ffcv(task: Task) -> list[Arm]:
+    """FFCV's loader; and its resampling with our plan, whose exact resampling has a row of its own."""
+    if find_spec("ffcv") is None:
+        return []
+    found = [
+        Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task)),
+        Arm(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task))),
+    ]
+    if isinstance(task.source.images, ImageFiles):
+        name = "FFCV, its own way, raw at 256 px"
+        found.append(Arm(UINT8 + CACHED, name, lambda: _ffcv(replace(task, source=kept(task.source)))))
+    return found
+
+
+def _area(task: Task) -> Any:
+    from loaders.backends.ffcv import FFCVLoader
+
+    config = LoaderConfig(
+        spec=task.spec,
+        training=True,
+        batch_size=task.batch_size,
+        device=task.device,
+        dtype=torch.uint8,
+        workers=task.workers,
+    )
+    return FFCVLoader(task.source, config, resampling="area")
 
 
 class _Images:
@@ -81,11 +143,11 @@ def _ffcv(task: Task) -> Batches:
 
 
 def _beton(task: Task) -> Path:
-    """Small images raw, photographs as JPEGs of quality 90, as FFCV's guide for ImageNet has it."""
+    """Pixels raw, photographs as JPEGs of quality 90, as FFCV's guide for ImageNet has it."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    mode = "raw" if isinstance(task.source.images, PixelArray) else "jpg"
+    mode = "jpg" if isinstance(task.source.images, ImageFiles) else "raw"
     path = cache_folder() / "bench" / f"{task.source.fingerprint}-{mode}.beton"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +159,13 @@ def _beton(task: Task) -> Path:
 
 
 # --- DALI ------------------------------------------------------------------------------------------
+
+
+def dali(task: Task) -> list[Arm]:
+    """DALI's pipeline, driven by its iterator for torch."""
+    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+        return []
+    return [Arm(UINT8, "DALI, its own way", lambda: _dali(task))]
 
 
 def _dali(task: Task) -> Batches:
@@ -128,7 +197,7 @@ def _dali(task: Task) -> Batches:
     running = pipeline()
     running.build()
     for batch in DALIGenericIterator([running], ["images", "labels"], auto_reset=True):
-        yield batch[0]["images"].permute(0, 3, 1, 2), batch[0]["labels"]
+        yield batch[0]["images"].permute(0, 3, 1, 2), batch[0]["labels"].view(-1)
 
 
 def _shuffled(task: Task) -> Iterator[tuple[list[Any], list[Any]]]:
@@ -139,3 +208,11 @@ def _shuffled(task: Task) -> Iterator[tuple[list[Any], list[Any]]]:
         for first in range(0, len(order) - task.batch_size + 1, task.batch_size):
             ids = order[first : first + task.batch_size]
             yield list(task.source.images.pixels[ids]), list(task.source.labels[ids, None])
+
+
+RIVALS: tuple[Callable[[Task], list[Arm]], ...] = (torchvision_v2, ffcv, dali)
+
+
+def rivals(task: Task) -> list[Arm]:
+    """All of them that can be had here."""
+    return [arm for rival in RIVALS for arm in rival(task)]

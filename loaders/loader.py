@@ -20,6 +20,7 @@ from loaders.errors import BadImage, BadImageError, InputError
 from loaders.plan import Plan, PlanSpec
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
+from loaders.stages import stage
 
 NO_LABEL = -100
 """The label of padding in an evaluation's last batch: `cross_entropy` ignores it, no prediction equals it."""
@@ -207,6 +208,7 @@ class Loader(ABC):
             return self.ids
         return order.shuffled(self.ids, seed=self.config.seed, epoch=self._epoch)
 
+    @stage("plan")
     def rows(self, start: int) -> NDArray[np.int64]:
         """This rank's batches of the current epoch from `start` on, as ids: see `order.batches`."""
         config = self.config
@@ -230,6 +232,7 @@ class Loader(ABC):
                 at = place * self.config.batch_size
                 yield row, drawn[at : at + self.config.batch_size]
 
+    @stage("plan")
     def draw(self, ids: NDArray[np.int64]) -> Plan:
         """The plans of these samples in the current epoch."""
         ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black

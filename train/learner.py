@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
+from loaders.stages import stage
 from train.models import freeze_backbone, set_training_mode
 from train.precision import Precision
 from train.recipes import Mode, Recipe
@@ -144,15 +145,18 @@ class Learner:
 
     def step(self, batch: Batch, tally: Tally) -> None:
         """One update. Nothing here waits for the device."""
-        logits = self._logits(self._forward, batch.images)
-        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
+        with stage("forward"):
+            logits = self._logits(self._forward, batch.images)
+            loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        if self._average is not None:
-            self._average.update()
+        with stage("backward"):
+            self.scaler.scale(loss).backward()
+        with stage("optimizer"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.scheduler.step()
+            if self._average is not None:
+                self._average.update()
         logits = logits.detach()
         tally.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
 

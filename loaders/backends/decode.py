@@ -10,6 +10,7 @@ from PIL import Image
 
 from loaders.sources.base import ImageFiles, Images
 from loaders.sources.pillow import as_rgb
+from loaders.stages import stage
 
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, of which the first counts
 _JPEG_MODES = ("RGB", "L")
@@ -42,7 +43,8 @@ def load_pixels(
     """
     if not isinstance(images, ImageFiles):
         return images.pixels_of(index)
-    data, orientation = images.read(index), int(images.orientations[index])
+    with stage("read"):
+        data, orientation = images.read(index), int(images.orientations[index])
     if images.formats[index] in _JPEG_FORMATS and images.modes[index] in _JPEG_MODES:
         if at_least is not None and orientation >= 5:
             at_least = at_least[1], at_least[0]
@@ -68,6 +70,7 @@ def _sizes_to_expect(
             yield -(-height * eighths // 8), -(-width * eighths // 8)
 
 
+@stage("decode")
 def decode_jpeg(
     data: bytes, *, at_least: tuple[int, int] | None = None, top: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
@@ -118,6 +121,7 @@ def shorten_jpeg(data: bytes, rows: int, height: int) -> bytearray | None:
     return None
 
 
+@stage("decode")
 def decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     """Any image Pillow knows (of several frames the first) → uint8 `[H, W, 3]`, as it is stored.
 

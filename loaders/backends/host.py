@@ -26,6 +26,7 @@ from loaders.machine import compute_on_one_core, usable_cores
 from loaders.order import PADDING
 from loaders.plan import Plan, scale_boxes
 from loaders.sources.base import Source
+from loaders.stages import note_queue, stage
 
 # `interpolate(antialias=True)` in one call instead of a dozen: on images of 32 px that is a third of the time.
 _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
@@ -71,6 +72,7 @@ class HostLoader(Loader):
             for _ in range(self._ahead):
                 self._begin(pool, rows, making)
             while making:
+                note_queue(all(task.done() for task in batch.tasks) for batch in making)
                 for task in making[0].tasks:
                     task.result()
                 self._begin(pool, rows, making)
@@ -195,7 +197,7 @@ class _Upload:
         self._stream = torch.cuda.Stream(device)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), stage("copy"):
             copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_stream(self._stream)
@@ -230,6 +232,7 @@ def prepare_read(pixels: NDArray[np.uint8], box: list[int], plan: Plan, row: int
     return FirstRead(image, resized, (y, x))
 
 
+@stage("resize")
 def read_all(prepared: list[tuple[FirstRead, Tensor]], side: int) -> None:
     """Carries reads out, each into its `out` (uint8 `[1, 3, side, side]`, channels-last), and empties the list."""
     for (image, resized, corner), out in prepared:

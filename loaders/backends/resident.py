@@ -22,6 +22,7 @@ from loaders.plan import Plan
 from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.index import Progress
 from loaders.sources.pixel_cache import Preprocessing
+from loaders.stages import stage
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
@@ -108,6 +109,7 @@ class ResidentLoader(KeptLoader):
             self._replace_gone(self._gone, ids, plan)
             yield self._finished(self._squares(self._present(ids), plan), ids, plan)
 
+    @stage("resize")
     def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
         """The first read of the samples: uint8 `[B, 3, S1, S1]`, channels-last."""
         assert self._pixels is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loaders.plan import Plan
+from loaders.stages import stage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +37,7 @@ def execute(
     return finish(squares.contiguous(memory_format=torch.channels_last), plan, mean=mean, std=std, dtype=dtype)
 
 
+@stage("augment")
 def finish(
     squares: Tensor,
     plan: Plan,

@@ -1,8 +1,10 @@
 """Measuring: turns, windows, ratios; and the whole command on a few images."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,14 @@ from torch import Tensor
 
 from benchmarks import measure as measuring
 from benchmarks.__main__ import main
-from benchmarks.arms import BASELINE, FINISHED, UINT8, Task, long_epochs, ordinary, ours
-from benchmarks.measure import Arm, Window, measure, rows
+from benchmarks.arms import BASELINE, FINISHED, UINT8, Task, long_epochs, ordinary, ours, tuning
+from benchmarks.measure import Arm, Found, Window, measure, rows
+from benchmarks.memory import MemoryWatch
+from benchmarks.parts import GATHER, parts
 from benchmarks.report import table
-from loaders import Source
+from benchmarks.rivals import rivals, torchvision_v2
+from loaders import Source, open_data
+from loaders.backends import host
 from loaders.sources import PixelArray
 from tests.loaders.test_loader import numbered
 
@@ -58,12 +64,26 @@ def test_arms_take_turns_and_their_rates_are_what_they_work(clock: Clock) -> Non
     turns = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
     assert turns == ["slow", "fast"] * 4  # the first of them to warm up
     assert [done for done, _, _ in told] == list(range(8))
-    assert [window.rate for window in found["slow"]] == pytest.approx([100] * 3)
-    assert [window.rate for window in found["fast"]] == pytest.approx([400] * 3)
-    slow, fast = rows(arms, found, baseline="slow")
+    assert [window.rate for window in found["slow"].windows] == pytest.approx([100] * 3)
+    assert [window.rate for window in found["fast"].windows] == pytest.approx([400] * 3)
+    slow, fast = rows(arms, found, baseline="slow", tuned="fast")
     assert (slow["times_baseline"], fast["times_baseline"]) == pytest.approx((1, 4))
+    assert (slow["times_tuned"], fast["times_tuned"]) == pytest.approx((1 / 4, 1))
+    assert slow["startup_seconds"] == pytest.approx(4 / 100)
+    assert fast["images_per_core_second"] == pytest.approx(400 / 2)
     assert fast["cpu_seconds_per_1000"] == pytest.approx(2 * 1000 / 400)
     assert not fast["noisy"]
+
+
+def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clock) -> None:
+    order: list[str] = []
+    ready = Arm("g", "ready", working(clock, 1 / 100, order, "ready").batches, ahead=3)
+    whole = Arm("g", "whole", working(clock, 1 / 100, order, "whole").batches, together=7)
+    found = measure([ready, whole], windows=1, seconds=0.1)
+    assert [window.images for window in found["ready"].windows] == [3 * 4]  # 0.04 s each
+    assert order.count("ready") == 1 + (3 + 2) + (3 + 3)  # the first, the warming up of half a window, the window
+    assert [window.images for window in found["whole"].windows] == [7 * 4]
+    assert order.count("whole") == 3 * 7
 
 
 def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
@@ -71,7 +91,7 @@ def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
     arms = [Arm("g", "base", list), Arm("g", "ours", list)]
     base = [Window(100, 1, 1), Window(50, 1, 1), Window(10, 1, 1)]
     ours = [Window(300, 1, 1), Window(150, 1, 1), Window(30, 1, 1)]
-    _, row = rows(arms, {"base": base, "ours": ours}, baseline="base")
+    _, row = rows(arms, {"base": Found(0, 0, base), "ours": Found(0, 0, ours)}, baseline="base")
     assert row["times_baseline"] == 3
     assert (row["low"], row["images_per_second"], row["high"]) == (30, 150, 300)
     assert row["noisy"]
@@ -94,8 +114,10 @@ def task(source: Source) -> Task:
 def test_every_arm_delivers_what_its_group_says() -> None:
     given = task(numbered(16))
     dtypes = {UINT8: {torch.uint8}, FINISHED: {torch.bfloat16, torch.float32}}
-    arms = [*ordinary(given), *ours(given)]
+    arms = [*ordinary(given, 2), *torchvision_v2(given), *ours(given)]
     assert len({arm.name for arm in arms}) == len(arms) >= 8
+    assert set(tuning(given)) == {1, 2, 4}
+    assert tuning(given)[2].name in {arm.name for arm in arms}
     for arm in arms:
         batches = iter(arm.batches())
         for _ in range(2):
@@ -109,8 +131,7 @@ def test_every_arm_delivers_what_its_group_says() -> None:
 def test_torchvisions_arm_serves_every_kind_of_file(image_folder: Path) -> None:
     from PIL import Image
 
-    from benchmarks.arms import TorchvisionDataset
-    from loaders import open_data
+    from benchmarks.rivals import TorchvisionDataset
     from tests.conftest import smooth_image
 
     Image.fromarray(smooth_image(20, 30, 0)).convert("L").save(image_folder / "train" / "oak" / "grey.jpg")
@@ -120,12 +141,49 @@ def test_torchvisions_arm_serves_every_kind_of_file(image_folder: Path) -> None:
     assert {tuple(dataset[place][0].shape) for place in range(len(source))} == {(3, 24, 24)}
 
 
+def test_each_part_does_only_its_own_work(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    done: list[str] = []
+    for module, name in ((host, "load_pixels"), (host, "_resize")):
+        monkeypatch.setattr(module, name, noting(done, name, getattr(module, name)))
+    expected = {"decode": {"load_pixels"}, "resize": {"_resize"}, "copy": set()}
+    arms = parts(task(source))[:3]
+    assert [arm.name.split()[0] for arm in arms] == list(expected)
+    for arm in arms:
+        done.clear()
+        batches = iter(arm.batches())
+        assert [len(next(batches)[1]) for _ in range(3)] == [8] * 3
+        del batches  # its threads end
+        assert set(done) == expected[arm.name.split()[0]]
+    assert [arm.name.split()[0] for arm in parts(task(numbered(16)))] == ["resize", "copy"]
+
+
+def noting(done: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*given: Any, **named: Any) -> Any:
+        done.append(name)
+        return function(*given, **named)
+
+    return noted
+
+
+def test_memory_that_was_taken_is_seen_and_what_was_there_is_not() -> None:
+    held = np.ones(30_000_000, np.uint8)
+    with MemoryWatch() as watch:
+        taken = np.ones(400_000_000, np.uint8)
+        del taken
+        time.sleep(0.2)
+        kept = np.ones(200_000_000, np.uint8)
+    assert watch.risen is not None
+    assert 150_000_000 < watch.risen < 450_000_000  # other tests may have left something to be given back
+    assert len(held) + len(kept) == 230_000_000
+
+
 def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--size", "16", "--images", "64", "--batch-size", "4", "--windows", "2", "--seconds", "0.05"]
+    small = ["--size", "32", "--images", "64", "--batch-size", "4", "--windows", "2", "--seconds", "0.05"]
     given = ["loaders", "--data", str(image_folder), "--out", str(tmp_path / "out"), "--workers", "1", *small]
-    assert main([*given, "--only", "torchvision"]) == 0
+    assert main([*given, "--only", "torchvision", "--demand", "1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == result
@@ -134,9 +192,13 @@ def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
     assert BASELINE in names
     assert {"torchvision", "torchvision, uint8", "torchvision, uint8, scaled decoding"} < set(names)
     assert "resident" not in names
+    tuned = max(result["tuning"], key=result["tuning"].__getitem__)
+    assert any(name.startswith("tuned baseline") and f" {tuned} worker" in name for name in names)
     for row in result["rows"]:
         assert row["low"] <= row["images_per_second"] <= row["high"]
+        assert row["cores_per_gpu"] == pytest.approx(row["cpu_seconds_per_1000"])  # of 1,000 images/s
         assert any(row["name"] in line for line in lines[:-1])
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "report.html", "bench.png"}
 
 
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,3 +213,26 @@ def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:
     assert isinstance(source.images, PixelArray)
     for place in range(12):
         np.testing.assert_array_equal(long.images.pixels[place], source.images.pixels[long.labels[place]])
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.needs_dali
+@pytest.mark.filterwarnings("ignore")  # of FFCV's and DALI's own
+def test_rivals_deliver_uint8_batches_of_their_own(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    names = [arm.name for arm in rivals(task(source))]
+    assert {"FFCV, its own way", "FFCV, its own way, raw at 256 px", "DALI, its own way"} < set(names)
+    for given in (task(source), task(numbered(16))):
+        for arm in rivals(given):
+            images, labels = next(iter(arm.batches()))
+            assert images.shape == (8, 3, 24, 24)
+            assert images.dtype == torch.uint8
+            assert labels.numel() == 8
+
+
+def test_parts_of_the_pixel_cache_are_measured_too(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    arms = {arm.name: arm for arm in parts(task(source))}
+    for name in (GATHER, "copy as many bytes as lie there, one thread"):
+        assert len(next(iter(arms[name].batches()))[1]) == 8
+    assert len(next(iter(arms["build the pixel cache, 2 threads"].batches()))[1]) == 64

@@ -1,0 +1,78 @@
+"""The figures of a row, as people read them: one list for terminal, page and README."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from loaders.machine import told_bytes
+
+
+class Column(NamedTuple):
+    """One figure of a row."""
+
+    key: str
+    title: str
+    told: Callable[[float], str]
+    explained: str
+
+
+def percent(share: float) -> str:
+    """61 %, 0.4 %."""
+    return f"{share:.0%}".replace("%", " %") if share >= 0.0995 or share == 0 else f"{share:.1%}".replace("%", " %")
+
+
+def number(value: float) -> str:
+    """Three digits at least where there are decimals to show: 12,345, 123, 12.3, 1.23."""
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def times(value: float) -> str:
+    return f"{number(value)} ×"
+
+
+def seconds(value: float) -> str:
+    return f"{number(value)} s"
+
+
+COLUMNS = (
+    Column("images_per_second", "images/s", number, "median of the windows"),
+    Column("low", "low", number, "the slowest window"),
+    Column("high", "high", number, "the fastest window"),
+    Column("times_baseline", "× baseline", times, "against PIL and a DataLoader without workers"),
+    Column("times_tuned", "× tuned", times, "against the same with the number of workers that serves it best"),
+    Column("saturation", "saturation", percent, "whole epochs end to end ÷ ceiling"),
+    Column("prep_stall", "prep stall", percent, "of a warm epoch's time, what exceeds the ceiling's"),
+    Column("fetch_stall", "fetch stall", percent, "of a cold epoch's time, what exceeds a warm one's"),
+    Column("data_wait", "waiting", percent, "for data, by the trainer's own clock"),
+    Column("cpu_seconds_per_1000", "CPU s/1000", number, "CPU seconds for 1,000 images, of all threads and workers"),
+    Column("images_per_core_second", "images/s per core", number, "rate ÷ cores it burnt"),
+    Column("cores_per_gpu", "cores per GPU", number, "cores burnt to supply what a GPU demands"),
+    Column("memory_bytes", "memory", told_bytes, "by which it raised what is in use, at most"),
+    Column("startup_seconds", "start", seconds, "from nothing to the first batch"),
+    Column("arithmetic_share", "arithmetic", percent, "of the GPU's peak"),
+    Column("memory_share", "memory peak", percent, "least bytes that must move ÷ the GPU's bandwidth"),
+    Column("gpu_utilisation", "GPU busy", percent, "share of time in which anything ran, by the driver"),
+    Column("gpu_watts", "GPU W", number, "mean power, by the driver"),
+    Column("val_top1", "top-1", percent, "on all validation images"),
+    Column("minutes", "time", lambda value: seconds(60 * value), "of the whole run"),
+)
+
+
+def shown(rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns for which any row has a figure."""
+    return [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+
+
+def cell(row: dict[str, Any], column: Column) -> str:
+    """A row's figure; a dash where it has none."""
+    value = row.get(column.key)
+    return "–" if value is None else column.told(value)
+
+
+def by_group(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each group, in the order of their first, slowest first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return {name: sorted(members, key=lambda row: float(row["images_per_second"])) for name, members in groups.items()}

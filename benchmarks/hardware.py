@@ -1,0 +1,161 @@
+"""What the GPU could do at most, and what it says it is doing."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import mean
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Peak(NamedTuple):
+    """Of a GPU, by its maker's data sheet."""
+
+    flops: float
+    """Operations a second in 16-bit arithmetic by the matrix units, without sparsity; a multiply-add counts two."""
+    bytes: float
+    """Of its memory, a second."""
+
+
+PEAKS: dict[str, Peak] = {
+    "B200": Peak(2250e12, 8000e9),
+    "GH200": Peak(989e12, 4000e9),
+    "H200": Peak(989e12, 4800e9),
+    "H100 NVL": Peak(835e12, 3900e9),
+    "H100 PCIe": Peak(756e12, 2000e9),
+    "H100": Peak(989e12, 3350e9),
+    "A100-SXM4-80GB": Peak(312e12, 2039e9),
+    "A100 80GB PCIe": Peak(312e12, 1935e9),
+    "A100": Peak(312e12, 1555e9),
+    "A30": Peak(165e12, 933e9),
+    "A40": Peak(149.7e12, 696e9),
+    "A10": Peak(125e12, 600e9),
+    "L40S": Peak(362e12, 864e9),
+    "L40": Peak(181e12, 864e9),
+    "L4": Peak(121e12, 300e9),
+    "V100": Peak(125e12, 900e9),
+    "T4": Peak(65e12, 320e9),
+    "RTX 5090": Peak(209.5e12, 1792e9),
+    "RTX 4090": Peak(165.2e12, 1008e9),
+    "RTX 3090": Peak(71e12, 936e9),
+    "RTX A6000": Peak(154.8e12, 768e9),
+}
+"""The first whose name is a word of the device's counts, so that longer names come first."""
+
+
+def peak_of(device_name: str) -> Peak | None:
+    """None where the GPU is not known."""
+    padded = f" {device_name} ".replace("-", " ")
+    return next((peak for name, peak in PEAKS.items() if f" {name} ".replace("-", " ") in padded), None)
+
+
+class Work(NamedTuple):
+    """What a step must do for each image."""
+
+    flops: float
+    bytes: float
+    """That must pass through memory at least: what convolutions, pooling and the head read and write once each,
+    everything else fused into them."""
+
+
+def work_per_image(model: nn.Module, images: Tensor, *, head_only: bool) -> Work:
+    """By counting a forward pass of one batch `[B, 3, S, S]`; training all weights does about three times as much.
+
+    The backward pass of a layer is two products of the size of its forward one: for its input, and for its weights.
+    """
+    moved = 0
+
+    def count(_: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        nonlocal moved
+        moved += (given[0].numel() + result.numel()) * images.element_size()
+
+    counted = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, counted)]
+    training = model.training
+    try:
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            model.eval().forward(images.to(next(model.parameters()).dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    times = (1 if head_only else 3) / len(images)
+    return Work(flops.get_total_flops() * times, moved * times)
+
+
+def shares(rate: float, work: Work, device: torch.device, *, lowered: bool) -> dict[str, float | None]:
+    """Of the GPU's peaks that `rate` images/s come to; null where the GPU, or its peak in fp32, is not known."""
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" and lowered else None
+    return {
+        "arithmetic_share": None if peak is None else rate * work.flops / peak.flops,
+        "memory_share": None if peak is None else rate * work.bytes / peak.bytes,
+    }
+
+
+@dataclass
+class GpuWatch:
+    """Asks the driver, ten times a second within a `with` block, how the GPU is doing; without NVML nothing."""
+
+    device: torch.device
+    _seen: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="gpu-watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        if self.device.type != "cuda":
+            return
+        with _handle(self.device) as found:
+            if found is None:
+                return
+            nvml, handle = found
+            while not self._over.wait(0.1):
+                self._seen.append(
+                    (
+                        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                        nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                        float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                    )
+                )
+
+    @property
+    def seen(self) -> dict[str, float | None]:
+        """Utilisation (0 to 1: share of time in which anything ran) and power, means; memory, the most."""
+        names = ("gpu_utilisation", "gpu_watts", "gpu_memory_bytes")
+        if not self._seen:
+            return dict.fromkeys(names)
+        utilisation, watts, memory = zip(*self._seen, strict=True)
+        return dict(zip(names, (mean(utilisation), mean(watts), max(memory)), strict=True))
+
+
+@contextmanager
+def _handle(device: torch.device) -> Iterator[tuple[Any, Any] | None]:
+    """NVML and its handle of a device; None where nvidia-ml-py or the driver's library is missing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no such module; no such library
+        yield None
+        return
+    try:
+        uuid = torch.cuda.get_device_properties(device).uuid
+        yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+    except pynvml.NVMLError:  # not told in this container
+        yield None
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,91 @@
+"""`loaders`: every loader that can be used here against the ordinary one, as it is and tuned."""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, tuning
+from benchmarks.measure import Arm, measure, rows
+from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, told
+from benchmarks.parts import parts
+from benchmarks.rivals import rivals
+from benchmarks.workload import measured_ceiling
+from loaders import LoaderConfig, build_loader
+from train.console import Reporter
+from train.folder import describe_environment
+from train.precision import choose_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Windows):
+    """Every loader here against the ordinary one: random resized crop and flip, training order."""
+
+    size: int = 224
+    """Side of the images in pixels."""
+    batch_size: int = 64
+    """Images per batch."""
+    images: int = 4096
+    """Length of an epoch at least: smaller sets are repeated within it."""
+    demand: OptionalFloat = None
+    """Images/s a GPU wants, for the cores it needs; what feature extraction reaches here, unless given."""
+
+
+def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> None:
+    """All loaders take turns on the same images."""
+    device = options.torch_device
+    train, _ = opened(options, reporter)
+    dtype = choose_precision("auto", device).dtype
+    task = Task(long_epochs(train, options.images), options.size, options.batch_size, device, dtype, options.threads)
+    tuned, tried = tune(task, options, reporter)
+    arms = chosen([*ordinary(task, tuned), *rivals(task), *ours(task), *parts(task)], task, tuned, options.only)
+    with reporter.progress("measuring") as show:
+        found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
+    measured = rows(arms, found, baseline=BASELINE, tuned=tuning(task)[tuned].name)
+    demand, origin = options.demand, "as asked"
+    if demand is None:
+        demand, origin = measured_ceiling(options, "feature", options.size), "feature extraction's ceiling here"
+    keep(
+        {
+            "theme": "loaders",
+            "environment": describe_environment(),
+            "options": told(options, device=str(device), dtype=str(dtype), workers=task.workers),
+            "demand": {"images_per_second": demand, "origin": origin},
+            "tuning": tried,
+            "plan_microseconds": plan_microseconds(task),
+            "rows": [row | {"cores_per_gpu": cores_needed(row, demand)} for row in measured],
+        }
+    )
+
+
+def tune(task: Task, options: LoaderOptions, reporter: Reporter) -> tuple[int, dict[int, float]]:
+    """The number of workers that serves the ordinary loader best here, and images/s for each number tried."""
+    arms = tuning(task)
+    with reporter.progress("tuning the baseline") as show:
+        found = measure(list(arms.values()), windows=2, seconds=options.seconds, tell=show)
+    tried = {count: median(window.rate for window in found[arm.name].windows) for count, arm in arms.items()}
+    return max(tried, key=tried.__getitem__), tried
+
+
+def chosen(arms: list[Arm], task: Task, tuned: int, only: str) -> list[Arm]:
+    """The arms asked for, and those that all are compared with."""
+    always = {BASELINE, tuning(task)[tuned].name}
+    return [arm for arm in arms if only in arm.name or arm.name in always]
+
+
+def cores_needed(row: Result, demand: float) -> float | None:
+    """CPU cores that a loader burns to supply so many images/s; None where it burnt nothing measurable."""
+    per_core = row["images_per_core_second"]
+    return demand / per_core if per_core else None
+
+
+def plan_microseconds(task: Task) -> float:
+    """What order and plan cost for each image: the median of five epochs."""
+    loader = build_loader(task.source, LoaderConfig(spec=task.spec, training=True, batch_size=task.batch_size))
+    costs: list[Any] = []
+    for epoch in range(5):
+        loader.set_epoch(epoch)
+        began = time.perf_counter()
+        images = sum(len(ids) for ids, _ in loader.planned(0))
+        costs.append(1e6 * (time.perf_counter() - began) / images)
+    return float(median(costs))

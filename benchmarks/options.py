@@ -1,0 +1,85 @@
+"""Options that several benchmarks share."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from loaders import InputError, Source, open_data
+from loaders.machine import usable_cores
+from train.console import Reporter
+
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+
+Result = dict[str, Any]
+"""What a benchmark found: theme, environment, options, rows, and what the theme adds; plain values throughout."""
+
+Keep = Callable[[Result], None]
+"""Writes a result where the user wants it; may be called again as more becomes known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """On which data, on which machine, and where to."""
+
+    data: str = "sample"
+    """sample, cifar10, a folder, or a CSV file, as for training."""
+    root: Path = Path("data")
+    """Where named data sets lie, or are put."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    workers: OptionalInt = None
+    """Threads or processes; all usable cores, unless given."""
+    only: str = ""
+    """Only loaders whose name has this in it; the baseline always."""
+    out: OptionalPath = None
+    """Folder for bench.json, report.html and bench.png; runs/THEME-TIME, unless given."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @property
+    def threads(self) -> int:
+        return self.workers or usable_cores()
+
+    def folder(self, theme: str) -> Path:
+        return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows(Where):
+    """How long is measured."""
+
+    windows: int = 5
+    """Turns that each arm has."""
+    seconds: float = 1.5
+    """Length of a turn, at least."""
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "seconds"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} {getattr(self, name)}: expected more than 0")
+
+
+def opened(options: Where, reporter: Reporter) -> tuple[Source, Source]:
+    """Training and validation images, with a progress bar."""
+    with reporter.progress(f"preparing {options.data}") as show:
+        return open_data(
+            options.data, root=options.root.expanduser(), progress=lambda done, total: show(done, total, "")
+        )
+
+
+def told(options: Any, **decided: Any) -> dict[str, Any]:
+    """Options as they are written to a result, with what was decided where they leave it open."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in (asdict(options) | decided).items()
+    }

@@ -1,0 +1,239 @@
+"""`report.html`: a result as a page, one file that needs no network; drawn from `bench.json` alone.
+
+Bars are plain elements whose width is a percentage, the timeline is SVG; there is no script. Colours follow the
+reader's preference, light or dark.
+"""
+
+from html import escape
+from typing import Any
+
+from benchmarks.columns import by_group, cell, number, percent, shown
+from benchmarks.options import Result
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fff; --line: #dfe4ea; --bar: #2a6fb0;
+  --faint: #9db7cf; --mark: #b04a2a; --box: #f4f6f9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b5; --paper: #14181d; --line: #2c343d;
+  --bar: #5aa2e0; --faint: #41586e; --mark: #e08a63; --box: #1c2229; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1.2rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+p, figcaption { color: var(--soft); margin: .3rem 0; }
+.said { border-left: 4px solid var(--mark); background: var(--box); padding: .7rem 1rem; color: var(--ink);
+  font-size: 1.05rem; }
+.bar { display: grid; grid-template-columns: minmax(8rem, 20rem) 1fr; gap: 0 .8rem; align-items: center;
+  margin: .25rem 0; font-size: .9rem; }
+.bar > span { overflow-wrap: anywhere; }
+.track { position: relative; height: 1.35rem; background: var(--box); }
+.fill { position: absolute; inset: 0 auto 0 0; background: var(--bar); } .noisy .fill { background: var(--faint); }
+.range { position: absolute; top: 50%; height: 2px; background: var(--ink); }
+.mark { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--mark); }
+.value { position: absolute; right: .4rem; top: 0; font-variant-numeric: tabular-nums; line-height: 1.35rem;
+  text-shadow: 0 0 3px var(--paper), 0 0 3px var(--paper), 0 0 3px var(--paper); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+td:first-child { white-space: normal; min-width: 9rem; }
+th { color: var(--soft); font-weight: 600; } tr.group td { font-weight: 600; padding-top: .8rem; }
+svg { width: 100%; min-width: 40rem; height: auto; display: block; }
+svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
+.legend span { display: inline-block; margin-right: 1rem; font-size: .85rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; vertical-align: -1px; }
+details { margin: .6rem 0; } pre { overflow-x: auto; background: var(--box); padding: .7rem; font-size: .8rem; }
+@media (max-width: 36rem) { body { padding: .8rem; } .bar { grid-template-columns: 1fr; } }
+"""
+
+COLOURS = {
+    "plan": "#8d99a6", "read": "#c9a227", "decode": "#c8553d", "resize": "#e08e45", "copy": "#7d5ba6",
+    "augment": "#3f9c8f", "forward": "#2a6fb0", "backward": "#5a8fc4", "optimizer": "#89b4dc", "wait": "#d0d5da",
+}  # fmt: skip
+"""Of each stage, in timeline and legend."""
+
+_PASS_MARK = 0.97
+
+
+def page(result: Result) -> str:
+    """The whole page."""
+    rows = result["rows"]
+    parts = [
+        _head(result),
+        *_diagnosis(result),
+        *_saturation(rows),
+        *(_rates(group, members) for group, members in by_group(rows).items()),
+        *_stages(result),
+        *_timeline(result),
+        _table(rows),
+        _environment(result),
+    ]
+    title = escape(_title(result))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _title(result: Result) -> str:
+    options = result.get("options", {})
+    return " · ".join(str(part) for part in (result["theme"], options.get("mode"), options.get("data")) if part)
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """GPU or processor, in a few words."""
+    gpus = environment.get("gpus") or []
+    cores = f"{environment.get('usable_cores', '?')} cores of {environment.get('processor', 'a CPU')}"
+    return f"{gpus[0]}{f' × {len(gpus)}' if len(gpus) > 1 else ''}, {cores}" if gpus else f"{cores}, no GPU"
+
+
+def _head(result: Result) -> str:
+    environment = result.get("environment", {})
+    torch = environment.get("versions", {}).get("torch", "")
+    commit = (environment.get("commit") or "")[:10]
+    told = " · ".join(
+        filter(
+            None, (machine(environment), torch and f"torch {torch}", commit and f"commit {commit}", result.get("date"))
+        )
+    )
+    return f"<h1>{escape(_title(result))}</h1><p>{escape(told)}</p>"
+
+
+def _diagnosis(result: Result) -> list[str]:
+    found = result.get("diagnosis")
+    return [f'<p class="said">{escape(found["sentence"])}</p>'] if found else []
+
+
+def _rates(group: str, rows: list[dict[str, Any]]) -> str:
+    most = max(row["high"] for row in rows) or 1
+    bars = "".join(_rate(row, most) for row in reversed(rows))
+    return f"<h2>{escape(group)}</h2><p>images/s, median; the line spans the windows</p>{bars}"
+
+
+def _rate(row: dict[str, Any], most: float) -> str:
+    low, middle, high = (100 * row[key] / most for key in ("low", "images_per_second", "high"))
+    inside = (
+        f'<div class="fill" style="width:{middle:.2f}%"></div>'
+        f'<div class="range" style="left:{low:.2f}%;width:{max(0.2, high - low):.2f}%"></div>'
+        f'<div class="value">{number(row["images_per_second"])}{" (noisy)" if row.get("noisy") else ""}</div>'
+    )
+    return _bar(row["name"], inside, noisy=bool(row.get("noisy")))
+
+
+def _saturation(rows: list[dict[str, Any]]) -> list[str]:
+    measured = [row for row in rows if row.get("saturation") is not None]
+    if not measured:
+        return []
+    most = max(1.0, *(row["saturation"] for row in measured))
+    bars = "".join(
+        _bar(
+            row["name"],
+            f'<div class="fill" style="width:{100 * row["saturation"] / most:.2f}%"></div>'
+            f'<div class="mark" style="left:{100 * _PASS_MARK / most:.2f}%"></div>'
+            f'<div class="value">{percent(row["saturation"])}</div>',
+        )
+        for row in sorted(measured, key=lambda row: -row["saturation"])
+    )
+    return [f"<h2>Saturation</h2><p>end to end ÷ ceiling, whole epochs; the mark is {percent(_PASS_MARK)}</p>{bars}"]
+
+
+def _bar(name: str, inside: str, *, noisy: bool = False) -> str:
+    return f'<div class="bar{" noisy" * noisy}"><span>{escape(name)}</span><div class="track">{inside}</div></div>'
+
+
+def _stages(result: Result) -> list[str]:
+    """Time by stage: microseconds for an image, beside the step's own."""
+    stages = result.get("stages")
+    if not stages:
+        return []
+    most = max(row["microseconds_per_image"] for row in stages) or 1
+    bars = "".join(
+        _bar(
+            f"{row['stage']} ({row['where']})",
+            f'<div class="fill" style="width:{100 * row["microseconds_per_image"] / most:.2f}%;'
+            f'background:{COLOURS.get(row["stage"], "#888")}"></div>'
+            f'<div class="value">{number(row["microseconds_per_image"])} µs</div>',
+        )
+        for row in stages
+    )
+    return [f"<h2>Time by stage</h2><p>microseconds for each image, over all threads</p>{bars}"]
+
+
+def _timeline(result: Result) -> list[str]:
+    """A few steps, a lane for each thread."""
+    spans = result.get("timeline")
+    if not spans:
+        return []
+    end = max(span["end"] for span in spans)
+    lanes = list(dict.fromkeys(span["thread"] for span in spans))
+    wide, tall, left = 1000, 26, 90
+    scale = (wide - left) / end
+    drawn = [
+        f'<text x="0" y="{place * tall + 17}">{escape(lane)}</text>'
+        f'<line class="axis" x1="{left}" x2="{wide}" y1="{(place + 1) * tall}" y2="{(place + 1) * tall}"/>'
+        for place, lane in enumerate(lanes)
+    ]
+    for span in spans:
+        y, x, width = lanes.index(span["thread"]) * tall + 4, left + span["begin"] * scale, span["end"] - span["begin"]
+        told = f"{span['stage']}: {1000 * width:.2f} ms"
+        drawn.append(
+            f'<rect x="{x:.2f}" y="{y}" width="{max(0.4, width * scale):.2f}" height="18" '
+            f'fill="{COLOURS.get(span["stage"], "#888")}"><title>{escape(told)}</title></rect>'
+        )
+    foot = len(lanes) * tall + 16
+    drawn += [
+        f'<text x="{left + share * (wide - left):.0f}" y="{foot}" text-anchor="{anchor}">'
+        f"{1000 * share * end:.0f} ms</text>"
+        for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
+    ]
+    seen = [stage for stage in COLOURS if any(span["stage"] == stage for span in spans)]
+    legend = "".join(f'<span><i style="background:{COLOURS[stage]}"></i>{stage}</span>' for stage in seen)
+    return [
+        f'<h2>A few steps</h2><p class="legend">{legend}</p><div class="scroll">'
+        f'<svg viewBox="0 0 {wide} {foot + 4}" role="img" aria-label="timeline of a few steps">'
+        f"{''.join(drawn)}</svg></div>"
+    ]
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    columns = shown(rows)
+    head = "".join(f'<th title="{escape(column.explained)}">{escape(column.title)}</th>' for column in columns)
+    body = ""
+    for group, members in by_group(rows).items():
+        body += f'<tr class="group"><td colspan="{len(columns) + 1}">{escape(group)}</td></tr>'
+        for row in members:
+            cells = "".join(f"<td>{escape(cell(row, column))}</td>" for column in columns)
+            body += f"<tr><td>{escape(row['name'])}{' (noisy)' if row.get('noisy') else ''}</td>{cells}</tr>"
+    told = "; ".join(f"{column.title}: {column.explained}" for column in columns)
+    return (
+        f'<h2>All figures</h2><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div><p>{escape(told)}. Noisy: the windows differ by more than 15 %.</p>"
+    )
+
+
+def _environment(result: Result) -> str:
+    parts = {
+        "Environment": result.get("environment", {}),
+        "Options": result.get("options", {}),
+        **{
+            name.replace("_", " ").capitalize(): result[name]
+            for name in ("demand", "tuning", "modes", "notes", "nsys", "trace")
+            if result.get(name)
+        },
+    }
+    return "<h2>How it was measured</h2>" + "".join(
+        f"<details><summary>{escape(name)}</summary><pre>{escape(_lines(content))}</pre></details>"
+        for name, content in parts.items()
+    )
+
+
+def _lines(content: Any, indent: str = "") -> str:
+    """Nested names and values, a line each."""
+    if not isinstance(content, dict):
+        return f"{indent}{content}"
+    return "\n".join(
+        f"{indent}{name}:\n{_lines(value, indent + '  ')}" if isinstance(value, dict) else f"{indent}{name}: {value}"
+        for name, value in content.items()
+    )

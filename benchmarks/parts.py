@@ -1,0 +1,143 @@
+"""A loader's parts by themselves, as limits: decoding alone, resizing alone, copying alone."""
+
+import shutil
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.arms import Batches, Task, endless
+from benchmarks.measure import Arm
+from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
+from loaders.backends.decode import load_pixels
+from loaders.backends.host import HostLoader
+from loaders.backends.streamed import flat_pixels, gather, stage
+from loaders.build_cache import build_cache, with_kept_pixels
+from loaders.plan import Plan
+from loaders.sources import PixelArray
+from loaders.sources.base import CachedPixels
+from loaders.sources.pixel_cache import Layout, Preprocessing
+
+PARTS = "one part alone"
+
+GATHER = "gather whole kept images for a GPU, one thread"
+
+_BUILT = 2048  # images of a cache, built again and again: as much as is written before the disk has to have it
+_IN_MEMORY = 256  # images that resizing alone goes through: more than a cache holds, few enough to decode beforehand
+
+
+def parts(task: Task) -> list[Arm]:
+    """What no loader that does this work on the CPU's cores, or by way of them, can exceed."""
+    threads = f"{task.workers} thread{'s' * (task.workers > 1)}"
+    found: list[Arm] = []
+    if not isinstance(task.source.images, PixelArray):
+        found.append(Arm(PARTS, f"decode only, {threads}", lambda: endless(_DecodeOnly(task.source, _config(task)))))
+    found += [
+        Arm(PARTS, f"resize only, {threads}", lambda: endless(_ResizeOnly(_few(task.source), _config(task)))),
+        Arm(PARTS, _copy_name(task), lambda: _copies(task), ahead=1),
+    ]
+    if not isinstance(task.source.images, PixelArray):
+        found += [
+            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), ahead=0),
+            Arm(PARTS, GATHER, lambda: _gathers(task, random=True), ahead=1),
+            Arm(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False), ahead=1),
+        ]
+    return found
+
+
+def _config(task: Task) -> LoaderConfig:
+    """On the CPU, whatever the device: these parts are the host's."""
+    return LoaderConfig(
+        spec=task.spec, training=True, batch_size=task.batch_size, dtype=torch.uint8, workers=task.workers
+    )
+
+
+class _DecodeOnly(HostLoader):
+    """The host's loader that leaves the pixels where they are; its batches hold anything."""
+
+    def _read(self, squares: Tensor, batch: Any, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
+        for place in places:
+            self._load_or_substitute(batch.plan, ids, place)
+
+
+class _ResizeOnly(HostLoader):
+    """The host's loader with nothing to decode."""
+
+    def __init__(self, source: Source, config: LoaderConfig) -> None:
+        super().__init__(source, config)
+        self._kept = [load_pixels(source.images, index) for index in range(min(_IN_MEMORY, len(source)))]
+
+    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
+        return self._kept[index % len(self._kept)], plan.box[place].tolist()
+
+
+def _few(source: Source) -> Source:
+    """The first images of `source`, over and over."""
+    return source.select(np.resize(np.arange(min(_IN_MEMORY, len(source))), len(source)))
+
+
+def _copy_name(task: Task) -> str:
+    return "copy only, uint8, " + ("pinned memory to the GPU" if task.device.type == "cuda" else "memory to memory")
+
+
+def _copies(task: Task) -> Batches:
+    """The same uint8 batches, copied to the device; enough of them that a CPU's cache does not hold them."""
+    shape, on_gpu = (task.batch_size, task.size, task.size, 3), task.device.type == "cuda"
+    waiting = [torch.zeros(shape, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(8)]
+    there = torch.empty(shape, dtype=torch.uint8, device=task.device)
+    labels = torch.zeros(task.batch_size, dtype=torch.int64)
+    while True:
+        for batch in waiting:
+            there.copy_(batch, non_blocking=True)
+            yield there, labels
+
+
+# --- the pixel cache -------------------------------------------------------------------------------
+
+
+def kept(source: Source) -> Source:
+    """The same samples with kept pixels: of the set that `source` repeats, decoded once."""
+    whole = source if source.selected_from is None else source.selected_from[0]
+    with_kept_pixels(whole, Preprocessing(), report_bad=_passed_over)
+    return with_kept_pixels(source, Preprocessing(), report_bad=_passed_over)
+
+
+def _passed_over(index: int, reason: str) -> None:
+    raise InputError(f"image {index} has gone bad while it was measured: {reason}")
+
+
+def _builds(task: Task) -> Batches:
+    """A cache built from nothing, again and again."""
+    part = task.source.select(np.arange(min(_BUILT, len(task.source))))
+    layout = Layout.of(part, Preprocessing())
+    while True:
+        shutil.rmtree(layout.folder, ignore_errors=True)
+        build_cache(part, layout.preprocessing, report_bad=_passed_over, workers=task.workers)
+        shutil.rmtree(layout.folder)
+        yield torch.empty(0), torch.from_numpy(part.labels)
+
+
+def _gathers(task: Task, *, random: bool) -> Batches:
+    """Whole images on their way to a GPU, up to the staging memory: in an epoch's order, or just what comes next."""
+    source = kept(task.source)
+    assert isinstance(source.images, CachedPixels)
+    spec = PlanSpec(ResizeCenterCrop(task.size, task.size))
+    loader = build_loader(source, replace(_config(task), spec=spec), loader="torchvision")
+    flat, starts = flat_pixels(source.images)
+    out = np.empty(int(np.sort(np.diff(starts, append=len(flat)))[-task.batch_size :].sum()) + 3 * 10**7, np.uint8)
+    labels, at = torch.zeros(task.batch_size, dtype=torch.int64), 0
+    for epoch in count():
+        loader.set_epoch(epoch)
+        for ids, plan in loader.planned(0):
+            staged = stage(plan, starts[ids], source.stored_sizes[ids])
+            if random:
+                gather(flat, staged, slice(0, len(ids)), out)
+            else:
+                at = at if at + staged.bytes <= len(flat) else 0
+                out[: staged.bytes] = flat[at : at + staged.bytes]
+                at += staged.bytes
+            yield torch.empty(0), labels

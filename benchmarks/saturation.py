@@ -1,0 +1,257 @@
+"""`saturation`: how near a mode comes to its ceiling with each loader, and what is lost on the way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.arms import Batches, endless
+from benchmarks.cold import evict, files_of
+from benchmarks.hardware import GpuWatch, shares, work_per_image
+from benchmarks.measure import Arm, Found, measure, row
+from benchmarks.options import Keep, OptionalInt, Result, Windows, told
+from benchmarks.workload import Workload, synchronise, workload
+from loaders import InputError, available_loaders
+from loaders.device import reference
+from train.console import Reporter
+from train.folder import describe_environment
+from train.models import Architecture
+from train.recipes import Mode, RecipeName
+
+CEILING, END_TO_END, ALONE, AUGMENT = "ceiling", "end to end", "loader alone", "device augmentation alone"
+
+_MOST_BYTES = 4e9  # of decoded images in an epoch: `resident` keeps repeated ones, too
+_FEWEST_BATCHES = 4  # of an epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturationOptions(Windows):
+    """How near each mode comes to its ceiling with each loader here, and what is lost to preparing and fetching."""
+
+    mode: Literal["both", "feature", "finetune"] = "both"
+    """Which step is fed."""
+    model: Architecture = "resnet18"
+    """Which of torchvision's ResNets."""
+    recipe: RecipeName = "default"
+    """default, or classic: the blog post's setting."""
+    size: OptionalInt = None
+    """Side of the images in pixels; the trainer's, unless given."""
+    batch_size: OptionalInt = None
+    """Images per step; the recipe's, unless given."""
+    images: OptionalInt = None
+    """Length of an epoch; as many as the step manages in --seconds, unless given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model; auto: on a GPU."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        return ("finetune", "feature") if self.mode == "both" else (self.mode,)
+
+
+def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep) -> None:
+    """One mode after the other; each is kept as soon as it is there."""
+    device = options.torch_device
+    result: Result = {
+        "theme": "saturation",
+        "environment": describe_environment(),
+        "options": told(options, device=str(device)),
+        "modes": {},
+        "rows": [],
+    }
+    for mode in options.modes:
+        with workload(
+            options,
+            mode,
+            model=options.model,
+            recipe=options.recipe,
+            size=options.size,
+            batch_size=options.batch_size,
+            compile=options.compile,
+        ) as work:
+            found, rows = measure_mode(work, mode, options, reporter)
+        result["modes"][mode] = found
+        result["rows"] += rows
+        keep(result)
+
+
+@dataclass
+class Fed:
+    """A loader that feeds the step."""
+
+    name: str
+    waits: list[float] = field(default_factory=list)
+    """The trainer's own share of waiting, each epoch."""
+    warm: str = ""
+    """Name of the arm that a cold epoch is compared with; empty where there is no cold one."""
+    emptied: bool = True
+    """Whether the page cache could be emptied each time."""
+    note: str = ""
+    """Why there is no fetch stall, if so."""
+
+
+def measure_mode(
+    work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one mode comes to, and its rows."""
+    images = options.images or epoch_images(work, options.seconds)
+    images = max(1, images // work.config.batch_size) * work.config.batch_size
+    names = [name for name in available_loaders() if options.only in name or name == "baseline"]
+    arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
+    for name in names:
+        try:
+            this, its = feeding(work, name, images)
+        except InputError as refused:  # a set that does not fit, for one
+            reporter.warn(f"{mode}: {name} is left out: {refused}")
+            continue
+        fed.append(this)
+        arms += its
+    with reporter.progress(f"saturation, {mode}") as show:
+        found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
+    rows = [row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms]
+    by_name = {row["name"]: row for row in rows}
+    for this in fed:
+        by_name[_fed_name(this.name)] |= losses(this, found)
+    compare_with_baseline(by_name, fed, found)
+    ceiling = by_name[CEILING]
+    ceiling |= _shares(work, ceiling["images_per_second"])
+    for name, watched in _watched(work, fed, images):
+        by_name[name] |= watched
+    for one in rows:
+        one["name"] = f"{mode}: {one['name']}"
+    return {
+        "ceiling": ceiling["images_per_second"],
+        "epoch_images": images,
+        "batch_size": work.config.batch_size,
+        "size": work.config.spec.size,
+        "precision": str(work.learner.precision),
+        "arithmetic_share": ceiling["arithmetic_share"],
+        "memory_share": ceiling["memory_share"],
+        "augmentation_share": ceiling["images_per_second"] / by_name[AUGMENT]["images_per_second"],
+        "notes": {this.name: this.note for this in fed if this.note},
+    }, rows
+
+
+def epoch_images(work: Workload, seconds: float) -> int:
+    """As many as the step manages in so many seconds, some batches at least, and no more than memory can hold."""
+    source, batch_size = work.session.train_loader.source, work.config.batch_size
+    steps = measure([Arm(CEILING, CEILING, work.ceiling)], windows=1, seconds=seconds / 2)[CEILING].windows[0].rate
+    fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
+    return max(_FEWEST_BATCHES * batch_size, int(min(fit, steps * seconds)))
+
+
+def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
+    """A loader's arms: alone, end to end with a warm cache, and with a cold one where it reads files."""
+    fed, together = Fed(name), images // work.config.batch_size
+    loader = work.loader(name, images)
+    warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
+    arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
+    loader.prepare()
+    files = files_of(loader.source)
+    if files is None or name == "resident":
+        fed.note = "its data are in memory: nothing is fetched in an epoch"
+        return fed, arms
+    fed.warm, length = warm.name, images
+    if len(files) < images:  # repeated images would be read from the disk once only
+        length = max(1, len(files) // work.config.batch_size) * work.config.batch_size
+        arms.append(_end_to_end(work, name, f"{name}, warm, {length} images", length))
+        fed.warm = arms[-1].name
+
+    def empty() -> None:
+        fed.emptied &= evict(files)
+
+    arms.append(_end_to_end(work, name, f"{name}, cold", length, empty))
+    return fed, arms
+
+
+def _end_to_end(work: Workload, name: str, title: str, images: int, before: Callable[[], None] = lambda: None) -> Arm:
+    return Arm(
+        END_TO_END,
+        title,
+        lambda: work.end_to_end(work.loader(name, images), []),
+        together=images // work.config.batch_size,
+        before=before,
+    )
+
+
+def _fed_name(name: str) -> str:
+    return f"fed by {name}"
+
+
+def _augmenting(work: Workload) -> Arm:
+    """What comes after the first read, on the device, for finished squares."""
+    loader, config = work.session.train_loader, work.config
+
+    def batches() -> Batches:
+        _, plan = next(loader.planned(0))
+        shape = (config.batch_size, plan.read_size, plan.read_size, 3)
+        squares = torch.zeros(shape, dtype=torch.uint8, device=config.device).permute(0, 3, 1, 2)
+        labels = torch.zeros(config.batch_size, dtype=torch.int64)
+        for _ in count():
+            yield reference.finish(squares, plan, dtype=config.dtype), labels
+
+    return Arm(AUGMENT, AUGMENT, batches)
+
+
+def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
+    """Saturation, prep and fetch stall, as medians over the turns; cores needed per GPU.
+
+    The prep stall is the share of a warm epoch's time by which it exceeds the ceiling's (DS-Analyzer's differential
+    runs, arXiv 2007.06775); the fetch stall that of a cold epoch's time by which it exceeds a warm one's.
+    """
+    warm, ceiling, alone = (found[name].windows for name in (_fed_name(fed.name), CEILING, f"{fed.name} alone"))
+    saturation = median(ours.rate / step.rate for ours, step in zip(warm, ceiling, strict=True))
+    fetch = None
+    if fed.warm and fed.emptied:
+        pairs = zip(found[f"{fed.name}, cold"].windows, found[fed.warm].windows, strict=True)
+        fetch = max(0.0, median(1 - cold.rate / cached.rate for cold, cached in pairs))
+    elif fed.warm:
+        fed.note = "the page cache could not be emptied here (posix_fadvise): no cold epoch"
+    burnt = median(window.cpu_seconds / window.images for window in alone)
+    return {
+        "saturation": saturation,
+        "prep_stall": max(0.0, 1 - saturation),
+        "fetch_stall": fetch,
+        "data_wait": median(fed.waits[-len(warm) :]) if fed.waits else None,
+        "supply_per_core": 1 / burnt if burnt else None,
+        "cores_per_gpu": burnt * median(step.rate for step in ceiling),
+    }
+
+
+def compare_with_baseline(rows: dict[str, dict[str, Any]], fed: list[Fed], found: dict[str, Found]) -> None:
+    """Notes how many times as fast as the baseline each is, among those that do the same."""
+    for one in rows.values():
+        one["times_baseline"] = None
+    for this in fed:
+        for title in ("fed by {}", "{} alone"):
+            pairs = zip(found[title.format(this.name)].windows, found[title.format("baseline")].windows, strict=True)
+            rows[title.format(this.name)]["times_baseline"] = median(a.rate / b.rate for a, b in pairs)
+
+
+def _shares(work: Workload, rate: float) -> dict[str, float | None]:
+    """Of the GPU's peaks; null on a CPU."""
+    learner, config = work.learner, work.config
+    images = torch.zeros((2, 3, config.spec.size, config.spec.size), dtype=config.dtype, device=config.device)
+    with suppress(NotImplementedError):
+        done = work_per_image(learner.model, images, head_only=work.session.options.mode == "feature")
+        return shares(rate, done, config.device, lowered=learner.precision.lowered)
+    return {"arithmetic_share": None, "memory_share": None}
+
+
+def _watched(work: Workload, fed: list[Fed], images: int) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """What the driver says of the GPU while the ceiling, then each loader, runs for an epoch."""
+    if work.config.device.type != "cuda":
+        return
+    runs = {CEILING: work.ceiling()} | {
+        _fed_name(this.name): work.end_to_end(work.loader(this.name, images), []) for this in fed
+    }
+    for name, batches in runs.items():
+        next(iter(batches))
+        with GpuWatch(work.config.device) as watch:
+            for _ in range(images // work.config.batch_size - 1):
+                next(batches)
+            synchronise(work.config.device)
+        yield name, watch.seen

@@ -1,0 +1,113 @@
+"""The trainer's own step and loaders, made ready as a run makes them: what saturation and profiles measure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count, cycle, islice
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from benchmarks.arms import Batches, long_epochs
+from benchmarks.measure import Arm, measure
+from benchmarks.options import Where
+from loaders import Batch, Loader, build_loader
+from train.clock import EpochClock
+from train.console import Reporter
+from train.learner import Learner, Tally
+from train.options import Options as TrainOptions
+from train.prepare import prepare
+from train.recipes import Mode
+from train.session import Session
+from train.stopping import StopRequest
+from train.world import World
+
+_BATCHES_IN_TURN = 4  # of a ceiling: finished batches, on the device
+
+
+class Workload:
+    """A learner as the trainer would have it, and loaders to feed it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.learner: Learner = session.learner
+        self.config = session.train_loader.config
+        self.learner.start_epoch()
+        self._tally = Tally(self.learner.device)
+        self._finished: list[Batch] | None = None
+
+    def step(self, batch: Batch) -> None:
+        self.learner.step(batch, self._tally)
+
+    def loader(self, name: str, images: int) -> Loader:
+        """A loader by name, configured as the trainer's, with epochs of so many images."""
+        source = long_epochs(self.session.train_loader.source, images)
+        return build_loader(source.take(images), self.config, loader=name)
+
+    def finished(self) -> list[Batch]:
+        """Some batches as the trainer's loader delivers them, kept on the device."""
+        if self._finished is None:
+            loader = self.session.train_loader
+            with loader:
+                self._finished = [
+                    Batch(*(part.clone() for part in batch)) for batch in islice(loader, _BATCHES_IN_TURN)
+                ]
+        return self._finished
+
+    def ceiling(self) -> Batches:
+        """The step fed by finished batches that are on the device already."""
+        for batch in cycle(self.finished()):
+            self.step(batch)
+            yield batch
+
+    def end_to_end(self, loader: Loader, waits: list[float]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole epochs of a loader, each batch through the step; notes each epoch's share of waiting."""
+        loader.prepare()
+        for epoch in count():
+            loader.set_epoch(epoch)
+            clock = EpochClock(self.learner.device)
+            batches, last = clock.watch(loader), len(loader)
+            for done, batch in enumerate(batches, 1):
+                self.step(batch)
+                if done == last:
+                    waits.append(clock.data_wait)
+                yield batch
+
+
+@contextmanager
+def workload(options: Where, mode: Mode, **more: object) -> Iterator[Workload]:
+    """What `python -m train` would run with these options, from random weights unless said otherwise.
+
+    Args:
+        more: options of `python -m train`; None leaves one as it is.
+    """
+    given = {name: value for name, value in more.items() if value is not None}
+    with TemporaryDirectory(prefix="saturate-") as folder:
+        train = TrainOptions(
+            mode=mode,
+            data=options.data,
+            root=options.root,
+            device=options.device,
+            workers=options.workers,
+            out=Path(folder) / mode,
+            **{"weights": "none", **given},  # type: ignore[arg-type]
+        )
+        session = prepare(train, World(), Reporter(quiet=True), StopRequest())
+        with session.train_loader, session.val_loader:
+            yield Workload(session)
+
+
+def measured_ceiling(options: Where, mode: Mode, size: int) -> float:
+    """Images/s of a mode's step fed from the device: a few short windows."""
+    with workload(options, mode, size=size) as work:
+        arm = Arm("ceiling", mode, work.ceiling)
+        found = measure([arm], windows=3, seconds=0.5)[mode]
+    return median(window.rate for window in found.windows)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for what the device has been asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,117 @@
+"""Saturation: what is lost by which differential run; limits of known GPUs; files that leave the page cache."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import saturation as saturating
+from benchmarks.__main__ import main
+from benchmarks.cold import evict, files_of, is_cached
+from benchmarks.hardware import GpuWatch, peak_of, shares, work_per_image
+from benchmarks.measure import Found, Window
+from benchmarks.saturation import Fed, losses
+from loaders import open_data
+from tests.loaders.test_loader import numbered
+from train.models import build_model
+
+
+def windows(*rates: float, cpu: float = 0.0) -> Found:
+    return Found(0, 0, [Window(round(100 * rate), 100, 100 * cpu) for rate in rates])
+
+
+def test_losses_are_told_apart_turn_by_turn() -> None:
+    """A machine that halves its speed in the second turn changes no share."""
+    found = {
+        "ceiling": windows(100, 50, 100),
+        "fed by x": windows(80, 40, 80),
+        "x, cold": windows(60, 30, 60),
+        "x alone": windows(200, 200, 200, cpu=4.0),
+    }
+    told = losses(Fed("x", waits=[0.9, 0.2, 0.3, 0.25], warm="fed by x"), found)
+    assert told["saturation"] == pytest.approx(0.8)
+    assert told["prep_stall"] == pytest.approx(0.2)
+    assert told["fetch_stall"] == pytest.approx(0.25)
+    assert told["data_wait"] == 0.25  # of the last three epochs: the first was to warm up
+    assert told["supply_per_core"] == pytest.approx(50)
+    assert told["cores_per_gpu"] == pytest.approx(2)
+
+
+def test_without_a_cold_epoch_there_is_no_fetch_stall_and_it_is_said_why() -> None:
+    found = {"ceiling": windows(100), "fed by x": windows(99), "x, cold": windows(50), "x alone": windows(200, cpu=1)}
+    fed = Fed("x", warm="fed by x", emptied=False)
+    assert losses(fed, found)["fetch_stall"] is None
+    assert "posix_fadvise" in fed.note
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("Tesla T4", 65),
+    ],
+)
+def test_a_known_gpus_peak_is_its_own(device: str, tflops: float) -> None:
+    peak = peak_of(device)
+    assert peak is not None
+    assert peak.flops == tflops * 1e12
+
+
+def test_an_unknown_gpu_and_a_cpu_give_null() -> None:
+    assert peak_of("NVIDIA GeForce MX150") is None
+    model, images = build_model("resnet18", 10), torch.zeros(2, 3, 32, 32)
+    work = work_per_image(model, images, head_only=True)
+    none = {"arithmetic_share": None, "memory_share": None}
+    assert shares(1000, work, torch.device("cpu"), lowered=True) == none
+    with GpuWatch(torch.device("cpu")) as watch:
+        pass
+    assert set(watch.seen.values()) == {None}
+
+
+def test_a_resnet18_does_what_is_published() -> None:
+    """1.82 billion multiply-adds an image of 224 px (torchvision's model page says 1.81 GFLOPS, as it calls them)."""
+    model = build_model("resnet18", 1000).train()
+    forward = work_per_image(model, torch.zeros(1, 3, 224, 224), head_only=True)
+    assert forward.flops / 2 == pytest.approx(1.81e9, rel=0.01)
+    assert 4 * 4.0e6 < forward.bytes < 4 * 9.0e6  # of float32; about 2.5 million activations, written and read
+    assert work_per_image(model, torch.zeros(1, 3, 224, 224), head_only=False).flops == 3 * forward.flops
+    assert model.training
+    assert model.conv1._forward_hooks == {}
+
+
+def test_files_leave_the_page_cache(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    files = files_of(source)
+    assert files is not None
+    assert len(files) == 24
+    if not evict(files):
+        pytest.skip("this file system keeps its files in memory")
+    gone = next(file for file in files if not is_cached(file))
+    gone.read_bytes()
+    assert is_cached(gone)
+    assert files_of(numbered(4)) is None
+
+
+def test_the_command_measures_a_mode_against_its_ceiling(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(saturating, "available_loaders", lambda: ["torchvision", "resident", "baseline"])
+    small = ["--size", "32", "--batch-size", "4", "--windows", "1", "--seconds", "0.01", "--images", "8"]
+    given = ["saturation", "--mode", "feature", "--data", str(image_folder), "--device", "cpu", *small]
+    assert main([*given, "--out", str(tmp_path / "out"), "--only", "torchvision"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in result["rows"]}
+    assert "feature: fed by resident" not in rows
+    fed, ceiling = rows["feature: fed by torchvision"], rows["feature: ceiling"]
+    assert fed["saturation"] == pytest.approx(fed["images_per_second"] / ceiling["images_per_second"])
+    assert 0 <= fed["data_wait"] <= 1
+    assert fed["prep_stall"] == max(0, 1 - fed["saturation"])
+    assert (fed["fetch_stall"] is None) == ("torchvision" in result["modes"]["feature"]["notes"])
+    assert rows["feature: fed by baseline"]["times_baseline"] == 1
+    assert ceiling["arithmetic_share"] is None
+    assert result["modes"]["feature"]["augmentation_share"] > 0
