@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from benchmarks.loader_rates import LoaderOptions, bench_loaders
+from benchmarks.profiling import ProfileOptions, bench_profile
 from benchmarks.report import Keeper
 from benchmarks.saturation import SaturationOptions, bench_saturation
 from loaders import InputError
@@ -15,6 +16,7 @@ from train.console import Reporter
 MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "loaders": (LoaderOptions, bench_loaders),
     "saturation": (SaturationOptions, bench_saturation),
+    "profile": (ProfileOptions, bench_profile),
 }
 """Theme → its options and what measures it: called with options, reporter, and `keep`, which takes the result."""
 
