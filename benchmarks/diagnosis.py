@@ -122,7 +122,8 @@ def find_limit(measured: Measured) -> Limit:
 
 
 def _stage(name: Stage) -> Limit:
-    assert name not in ("forward", "backward", "optimizer", "wait")
+    if name == "forward" or name == "backward" or name == "optimizer" or name == "wait":
+        raise ValueError(f"{name} is no work of a loader")
     return name
 
 
