@@ -25,12 +25,14 @@ pip    = $(python) -m pip install --quiet --disable-pip-version-check
 launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dali setup-ffcv train bench test lint
+.PHONY: help setup setup-dali setup-ffcv train bench profile gpu-check readme-tables test lint
 
 help:
 	@echo 'make train MODE=finetune                  all weights, on the embedded sample'
 	@echo 'make train MODE=feature DATA=cifar10      a new head only; DATA=/path/to/images for your own'
 	@echo 'make bench DATA=cifar10                   every loader here against the ordinary one'
+	@echo 'make profile MODE=feature                 where the time goes, and what to change'
+	@echo 'make gpu-check                            on a GPU node: tests, benchmarks, both modes; one folder'
 	@echo 'make test                                 the tests'
 	@echo 'make lint                                 style and types'
 	@echo 'make setup                                only build .venv'
@@ -71,6 +73,16 @@ train: $(ready)
 
 bench: $(ready)
 	@$(python) -m benchmarks loaders --data '$(DATA)' --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+profile: $(ready)
+	@$(python) $(launch) -m benchmarks profile $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
+	    $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+gpu-check: $(ready)
+	@$(python) -m benchmarks gpu-check --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+readme-tables: $(ready)
+	@$(python) -m benchmarks readme-tables $(ARGS)
 
 test: $(ready_dev)
 	$(python) -m pytest $(ARGS)

@@ -6,17 +6,34 @@ from typing import Any
 
 import tyro
 
+from benchmarks.compare import CompareOptions, run_compare
+from benchmarks.files import KeepOptions, RedrawOptions, run_keep, run_redraw
+from benchmarks.gpu_check import GpuCheckOptions, run_gpu_check
 from benchmarks.loader_rates import LoaderOptions, bench_loaders
+from benchmarks.profiling import ProfileOptions, bench_profile
+from benchmarks.readme_tables import TablesOptions, run_tables
 from benchmarks.report import Keeper
 from benchmarks.saturation import SaturationOptions, bench_saturation
+from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
 from loaders import InputError
 from train.console import Reporter
 
 MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "loaders": (LoaderOptions, bench_loaders),
     "saturation": (SaturationOptions, bench_saturation),
+    "profile": (ProfileOptions, bench_profile),
+    "train": (AccuracyOptions, bench_time_to_accuracy),
 }
 """Theme → its options and what measures it: called with options, reporter, and `keep`, which takes the result."""
+
+OTHERS: dict[str, tuple[type[Any], Callable[..., int]]] = {
+    "compare": (CompareOptions, run_compare),
+    "redraw": (RedrawOptions, run_redraw),
+    "keep": (KeepOptions, run_keep),
+    "readme-tables": (TablesOptions, run_tables),
+    "gpu-check": (GpuCheckOptions, run_gpu_check),
+}
+"""Name → its options and what does it: called with options, returns the exit code."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,20 +42,25 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         2 where something the user gave cannot be used.
     """
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: options for name, (options, _) in MEASURED.items()},
-        prog="python -m benchmarks",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    theme = next(name for name, (kind, _) in MEASURED.items() if kind is type(options))
+    kinds: dict[str, Callable[..., Any]] = {name: options for name, (options, _) in (MEASURED | OTHERS).items()}
     try:
-        keep = Keeper(options.folder(theme))
-        MEASURED[theme][1](options, Reporter(), keep)
-        keep.conclude()
+        options = tyro.extras.subcommand_cli_from_dict(
+            kinds, prog="python -m benchmarks", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        name = next(name for name, kind in kinds.items() if kind is type(options))
+        return OTHERS[name][1](options) if name in OTHERS else measure(name, options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def measure(theme: str, options: Any) -> int:
+    """Measures a theme, keeps what is found, and concludes."""
+    keep = Keeper(options.folder(theme))
+    MEASURED[theme][1](options, Reporter(), keep)
+    keep.conclude()
     return 0
 
 

@@ -1,10 +1,9 @@
 """Options that several benchmarks share."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import tyro
@@ -20,8 +19,13 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavio
 Result = dict[str, Any]
 """What a benchmark found: theme, environment, options, rows, and what the theme adds; plain values throughout."""
 
-Keep = Callable[[Result], None]
-"""Writes a result where the user wants it; may be called again as more becomes known."""
+
+class Keep(Protocol):
+    """Writes a result where the user wants it; may be called again as more becomes known."""
+
+    folder: Path
+
+    def __call__(self, result: Result) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,8 +51,7 @@ class Keeper:
         if self.result is None:
             return
         print(table(self.result["rows"]))
-        for sentence in sentences(self.result):
-            print(f"\n{sentence}")
+        print("", *sentences(self.result), sep="\n")
         print(f"\n{self.folder}: {BENCH}, {REPORT}, {PICTURE}")
         print(json.dumps(self.result, default=str))
 

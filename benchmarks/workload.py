@@ -77,7 +77,7 @@ class Workload:
 
 
 @contextmanager
-def workload(options: Where, mode: Mode, **more: object) -> Iterator[Workload]:
+def workload(options: Where, mode: Mode, world: World | None = None, **more: object) -> Iterator[Workload]:
     """What `python -m train` would run with these options, from random weights unless said otherwise.
 
     Args:
@@ -94,7 +94,7 @@ def workload(options: Where, mode: Mode, **more: object) -> Iterator[Workload]:
             out=Path(folder) / mode,
             **{"weights": "none", **given},  # type: ignore[arg-type]
         )
-        session = prepare(train, World(), Reporter(quiet=True), StopRequest())
+        session = prepare(train, world or World(), Reporter(quiet=True), StopRequest())
         with session.train_loader, session.val_loader:
             yield Workload(session)
 

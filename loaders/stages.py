@@ -50,10 +50,15 @@ class Total:
 
 
 class Recorder:
-    """Takes down every stay in a stage, of all threads; on a GPU with the device's time, and as NVTX ranges."""
+    """Takes down every stay in a stage, of all threads."""
 
-    def __init__(self, *, cuda: bool = False) -> None:
-        self._cuda = cuda
+    def __init__(self, *, cuda: bool = False, trace: bool = False) -> None:
+        """
+        Args:
+            cuda: takes down the device's time as well, and marks stages as NVTX ranges.
+            trace: marks stages for `torch.profiler`.
+        """
+        self._cuda, self._trace = cuda, trace
         self._main = threading.get_ident()
         self._local = threading.local()
         self.spans: list[Span] = []
@@ -63,11 +68,14 @@ class Recorder:
 
     def begin(self, name: Stage) -> None:
         """Enters a stage; to be followed by `end` in the same thread."""
-        event = None
+        event = traced = None
+        if self._trace:
+            traced = torch.profiler.record_function(name)
+            traced.__enter__()
         if self._cuda:
             torch.cuda.nvtx.range_push(name)
             event = self._mark() if name in ON_DEVICE else None
-        self._stack.append(_Open(name, event, time.perf_counter()))
+        self._stack.append(_Open(name, event, traced, time.perf_counter()))
 
     def end(self) -> None:
         """Leaves the stage entered last. One that was entered before recording began is not counted."""
@@ -79,6 +87,8 @@ class Recorder:
             torch.cuda.nvtx.range_pop()
             if left.event is not None:
                 self._events.append((left.stage, left.event, self._mark()))
+        if left.traced is not None:
+            left.traced.__exit__(None, None, None)
         took = ended - left.began
         if self._stack:
             self._stack[-1].within += took
@@ -118,6 +128,7 @@ class Recorder:
 class _Open:
     stage: Stage
     event: torch.cuda.Event | None
+    traced: torch.profiler.record_function | None
     began: float
     within: float = 0.0
 

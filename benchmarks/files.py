@@ -1,0 +1,63 @@
+"""`redraw` and `keep`: what becomes of results that are there."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import tyro
+
+from benchmarks.options import OptionalPath, Result
+from benchmarks.report import draw, read
+from loaders import InputError
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class RedrawOptions:
+    """Draws report.html and bench.png anew, from bench.json alone."""
+
+    result: tyro.conf.Positional[Path]
+    """A bench.json, or a folder with one."""
+    out: OptionalPath = None
+    """Folder to draw to; where the result lies, unless given."""
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """Copies a result to benchmarks/results, under a name of theme, GPU or CPU, date and commit."""
+
+    result: tyro.conf.Positional[Path]
+    """A bench.json, or a folder with one."""
+
+
+def run_redraw(options: RedrawOptions) -> int:
+    """Page and picture, beside the result or elsewhere."""
+    beside = options.result if options.result.is_dir() else options.result.parent
+    folder = options.out or beside
+    draw(read(options.result), folder)
+    print(folder)
+    return 0
+
+
+def run_keep(options: KeepOptions) -> int:
+    """A file that is there already is not overwritten."""
+    result = read(options.result)
+    file = RESULTS / result_name(result)
+    if file.exists():
+        raise InputError(f"{file} is there already")
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(file)
+    return 0
+
+
+def result_name(result: Result) -> str:
+    """loaders-cpu-20261124-3f392b4030.json; the GPU by its name."""
+    environment = result.get("environment", {})
+    gpus = environment.get("gpus") or []
+    on = re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-") if gpus else "cpu"
+    commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
+    date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
+    return f"{result['theme']}-{on}-{date}-{commit}.json"

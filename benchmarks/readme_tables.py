@@ -1,0 +1,75 @@
+"""`readme-tables`: the README's tables of measured figures, written from the results.
+
+In the README a table stands between two comments that name it and its file:
+
+    <!-- table: loaders benchmarks/results/loaders-cpu-20261124-3f392b4030.json -->
+    ...
+    <!-- end -->
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.columns import by_group, cell, shown
+from benchmarks.options import Result
+from benchmarks.report import read
+from loaders import InputError
+
+_TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_LOADERS = ("images_per_second", "times_baseline", "times_tuned", "images_per_core_second", "memory_bytes")
+_SATURATION = ("images_per_second", "saturation", "prep_stall", "fetch_stall", "cores_per_gpu")
+
+
+@dataclass(frozen=True)
+class TablesOptions:
+    """Writes the README's tables anew, from the results they name."""
+
+    readme: Path = Path(__file__).parent.parent / "README.md"
+    """The file with the tables."""
+
+
+def run_tables(options: TablesOptions) -> int:
+    """Changes the README where it differs."""
+    text = options.readme.read_text()
+    fresh = with_tables(text, options.readme.parent)
+    if fresh != text:
+        options.readme.write_text(fresh)
+    print(f"{options.readme}: {'changed' if fresh != text else 'as it should be'}, {len(_TABLE.findall(text))} tables")
+    return 0
+
+
+def with_tables(text: str, root: Path) -> str:
+    """The text with every table as its result, a path below `root`, has it.
+
+    Raises:
+        InputError: when a table is of no known kind, or its file is missing.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        kind, file = found[2], found[3]
+        if kind not in TABLES:
+            raise InputError(f"README: there is no table {kind}; there are {', '.join(TABLES)}")
+        return f"{found[1]}{TABLES[kind](read(root / file))}{found[4]}"
+
+    return _TABLE.sub(table, text)
+
+
+def rates(result: Result, keys: tuple[str, ...]) -> str:
+    """A line per row, a block per group; only columns in which there is anything."""
+    columns = [column for column in shown(result["rows"]) if column.key in keys]
+    lines = ["| | " + " | ".join(column.title for column in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for group, members in by_group(result["rows"]).items():
+        lines.append(f"| **{group}** |" + " |" * len(columns))
+        for row in members:
+            noisy = " (noisy)" if row.get("noisy") else ""
+            lines.append(f"| {row['name']}{noisy} | " + " | ".join(cell(row, column) for column in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "loaders": lambda result: rates(result, _LOADERS),
+    "saturation": lambda result: rates(result, _SATURATION),
+}
+"""Kind → what writes it. Another theme's table gets a function of its own here."""
