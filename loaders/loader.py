@@ -16,6 +16,7 @@ from torch import Tensor
 from loaders import order, plan
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.errors import BadImage, BadImageError, InputError
+from loaders.order import PADDING
 from loaders.plan import Plan, PlanSpec
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
@@ -61,11 +62,13 @@ class LoaderConfig:
     workers: int | None = None
     """Threads that decode and resize; all usable cores, unless given: several ranks on a machine share them."""
     on_bad_image: Literal["raise", "skip"] = "raise"
+    views: int | None = None
+    """Plans repeat after this many epochs, while the order of the samples does not; never, unless given."""
     scaled_decoding: bool = False
     """Decode JPEGs at n/8 of their size where the crop keeps the pixels it needs: faster, and not quite the same."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size", "workers"):
+        for name in ("batch_size", "world_size", "workers", "views"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} = {value}: expected 1 or more")
         if not 0 <= self.rank < self.world_size:
@@ -228,9 +231,8 @@ class Loader(ABC):
     def draw(self, ids: NDArray[np.int64]) -> Plan:
         """The plans of these samples in the current epoch."""
         ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black
-        return plan.draw(
-            self.config.spec, seed=self.config.seed, epoch=self._epoch, ids=ids, sizes=self.source.sizes[ids]
-        )
+        epoch = self._epoch % (self.config.views or self._epoch + 1)
+        return plan.draw(self.config.spec, seed=self.config.seed, epoch=epoch, ids=ids, sizes=self.source.sizes[ids])
 
     @property
     def _last(self) -> Literal["drop", "pad"]:
@@ -250,7 +252,7 @@ class Loader(ABC):
             "samples": len(self.ids),
             "seed": self.config.seed,
             "training": self.config.training,
-            "plan": repr(self.config.spec),
+            "plan": repr(self.config.spec) + (f", {self.config.views} views" if self.config.views else ""),
         }
 
     def _good_ids(self) -> NDArray[np.int64]:
@@ -269,6 +271,23 @@ class Loader(ABC):
         sequence = self.sequence()
         here = int(np.flatnonzero(sequence == wanted)[0])
         yield from np.roll(sequence, -here)[1:].tolist()
+
+    def _replace_gone(self, ids: NDArray[np.int64], gone: set[int]) -> list[int]:
+        """Puts others in the place of samples that have gone bad, in `ids` `[B]`; returns the places.
+
+        In an evaluation padding, so that none counts twice, and they are noted in `lost`.
+        """
+        places: list[int] = np.flatnonzero(np.isin(ids, list(gone))).tolist() if gone else []
+        for place in places:
+            wanted = int(ids[place])
+            if not self.config.training:
+                self.lost.add(wanted)
+                ids[place] = PADDING
+                continue
+            ids[place] = next((i for i in self._substitutes(wanted) if i not in gone), PADDING)
+            if ids[place] == PADDING:
+                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
+        return places
 
     def _report_bad(self, index: int, reason: str) -> None:
         """Takes note of an image that was good when indexed; BadImageError where that ends the run."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loaders.backends.decode import load_pixels
 from loaders.device import reference, resample
-from loaders.errors import BadImageError, InputError
+from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
 from loaders.machine import free_memory, told_bytes, usable_cores
 from loaders.order import PADDING
@@ -103,21 +103,10 @@ class ResidentLoader(Loader):
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         self.prepare()
         for ids, plan in self.planned(start):
-            self._replace_gone(ids, plan)
+            for place in self._replace_gone(ids, self._gone):
+                if ids[place] != PADDING:
+                    plan.overwrite(place, self.draw(ids[place : place + 1]))
             yield self._make(ids, plan)
-
-    def _replace_gone(self, ids: NDArray[np.int64], plan: Plan) -> None:
-        """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
-        for place in np.flatnonzero(np.isin(ids, list(self._gone))).tolist() if self._gone else ():
-            wanted = int(ids[place])
-            if not self.config.training:
-                self.lost.add(wanted)
-                ids[place] = PADDING
-                continue
-            ids[place] = next((i for i in self._substitutes(wanted) if i not in self._gone), PADDING)
-            if ids[place] == PADDING:
-                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
-            plan.overwrite(place, self.draw(ids[place : place + 1]))
 
     def _make(self, ids: NDArray[np.int64], plan: Plan) -> Batch:
         config = self.config
