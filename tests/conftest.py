@@ -13,6 +13,10 @@ from PIL import Image
 # wait for each other: small operations then took up to 300 times as long.
 torch.set_num_threads(1)
 
+# Without a GPU, Triton's kernels are interpreted; it decides so when they are defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 DATA = Path(os.environ.get("SATURATE_TEST_DATA", "data"))
 
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {

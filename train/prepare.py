@@ -1,8 +1,6 @@
 """From options to everything a run needs."""
 
 import os
-import shutil
-import sysconfig
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 from torchvision.models import ResNet
 
 from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
-from loaders.machine import usable_cores
+from loaders.machine import can_compile, usable_cores
 from train.console import Reporter
 from train.folder import RunFolder, check_out
 from train.learner import Learner
@@ -127,8 +125,7 @@ def _compiled(options: Options, device: torch.device, reporter: Reporter) -> boo
     """Whether to compile: when asked to, or on a GPU where what that needs is there."""
     if options.compile != "auto" or device.type != "cuda":
         return options.compile == "on"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+    if can_compile():
         return True
     reporter.warn("the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)")
     return False

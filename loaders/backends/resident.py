@@ -1,10 +1,12 @@
 """`resident`: all images as uint8 on the device, decoded once; plans are carried out there.
 
-What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device.
+What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device:
+on a GPU by Triton's kernels where these can be had, else by plain torch.
 """
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from loaders.backends.decode import load_pixels
 from loaders.device import reference, resample
 from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
-from loaders.machine import free_memory, told_bytes, usable_cores
+from loaders.machine import can_compile, free_memory, told_bytes, usable_cores
 from loaders.order import PADDING
 from loaders.plan import Plan
 from loaders.sources.base import PixelArray, Source
@@ -48,6 +50,7 @@ class ResidentLoader(Loader):
             )
         self._starts = np.concatenate([[0], np.cumsum(source.sizes.astype(np.int64).prod(axis=1))])
         self._pixels: Tensor | None = None
+        self._fused = fused_kernels(config.device)
         self._gone: set[int] = set()
         """Samples that have gone bad since they were indexed."""
 
@@ -113,13 +116,22 @@ class ResidentLoader(Loader):
         absent = ids == PADDING
         at = np.where(absent, self.ids[0], ids)
         labels = np.where(absent, NO_LABEL, self.source.labels[at])
-        squares = self._squares(at, plan)
-        if absent.any():
-            squares[reference.sent(np.flatnonzero(absent), config.device)] = 0
-        return Batch(
-            reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype),
-            reference.sent(labels, config.device),
+        plan.window[absent] = -plan.read_size  # beyond the image: black
+        return Batch(self._images(at, plan), reference.sent(labels, config.device))
+
+    def _images(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
+        """The samples' finished images."""
+        config = self.config
+        if self._fused is None:
+            return reference.finish(
+                self._squares(ids, plan), plan, mean=config.mean, std=config.std, dtype=config.dtype
+            )
+        assert self._pixels is not None
+        widths = self.source.sizes[ids, 1].astype(np.int64)
+        images: Tensor = self._fused.batches(
+            self._pixels, self._starts[ids], widths, plan, mean=config.mean, std=config.std, dtype=config.dtype
         )
+        return images
 
     def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
         """The first read of the samples: uint8 `[B, 3, S1, S1]`, channels-last."""
@@ -131,3 +143,14 @@ class ResidentLoader(Loader):
             squares = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(images)])
             return squares.contiguous(memory_format=torch.channels_last)
         return resample.first_reads(self._pixels, self._starts[ids], sizes[:, 1], plan)
+
+
+def fused_kernels(device: torch.device) -> ModuleType | None:
+    """`loaders.device.fused`, where the device can run it and what compiles it is there."""
+    if device.type != "cuda" or not can_compile():
+        return None
+    try:
+        from loaders.device import fused
+    except ModuleNotFoundError:  # torch without Triton
+        return None
+    return fused

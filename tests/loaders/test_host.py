@@ -265,9 +265,7 @@ def test_pixels_that_must_not_be_written_to_serve_as_well() -> None:
 
 @pytest.mark.needs_photos
 @pytest.mark.parametrize(("size", "changed"), [(224, False), (112, True)])
-def test_scaled_decoding_of_real_photographs_stays_within_its_tolerance(
-    photos: Path, size: int, changed: bool
-) -> None:
+def test_scaled_decoding_of_real_photographs_stays_within_its_tolerance(photos: Path, size: int, changed: bool) -> None:
     """Most crops of 224 px need all the pixels these photographs have; at 112 px a quarter of them will do."""
     source, _ = open_data(str(photos), root=photos)
     spec = PlanSpec(ResizeCenterCrop(size * 8 // 7, size))
