@@ -1,4 +1,4 @@
-"""`python -m benchmarks loaders`: every loader here against the ordinary one."""
+"""`python -m benchmarks loaders`: every loader here against the ordinary one; `steps`: what each switch is worth."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ import tyro
 from benchmarks import report
 from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours
 from benchmarks.measure import measure, rows
+from benchmarks.steps import StepsOptions, bench_steps, told
 from loaders import InputError, LoaderConfig, build_loader, open_data
 from loaders.machine import usable_cores
 from train.console import Reporter
@@ -54,6 +55,9 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints a table, and one line of JSON at the end."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["steps"]:
+        return run_steps(arguments[1:])
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         result = bench_loaders(options, Reporter())
@@ -64,6 +68,21 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\norder and plan: {result['plan_microseconds']:.2f} µs an image")
     file = report.write(result, options.out or Path("runs") / f"bench-{datetime.now():%Y%m%d-%H%M%S}")
     print(file)
+    print(json.dumps(result, default=str))
+    return 0
+
+
+def run_steps(arguments: list[str]) -> int:
+    """The ladder of `python -m benchmarks steps`."""
+    prog, plain = "python -m benchmarks steps", (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(StepsOptions, args=arguments, prog=prog, config=plain)
+    try:
+        result = bench_steps(options, Reporter())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(told(result["rows"]))
+    print(report.write(result, options.out or Path("runs") / f"steps-{datetime.now():%Y%m%d-%H%M%S}"))
     print(json.dumps(result, default=str))
     return 0
 
