@@ -14,6 +14,7 @@ from benchmarks.profiling import ProfileOptions, bench_profile
 from benchmarks.readme_tables import TablesOptions, run_tables
 from benchmarks.report import Keeper
 from benchmarks.saturation import SaturationOptions, bench_saturation
+from benchmarks.steps import StepsOptions, bench_steps
 from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
 from loaders import InputError
 from train.console import Reporter
@@ -22,6 +23,7 @@ MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "loaders": (LoaderOptions, bench_loaders),
     "saturation": (SaturationOptions, bench_saturation),
     "profile": (ProfileOptions, bench_profile),
+    "steps": (StepsOptions, bench_steps),
     "train": (AccuracyOptions, bench_time_to_accuracy),
 }
 """Theme → its options and what measures it: called with options, reporter, and `keep`, which takes the result."""

@@ -41,6 +41,7 @@ COLUMNS = (
     Column("high", "high", number, "the fastest window"),
     Column("times_baseline", "× baseline", times, "against PIL and a DataLoader without workers"),
     Column("times_tuned", "× tuned", times, "against the same with the number of workers that serves it best"),
+    Column("times_before", "× before", times, "against the rung below it"),
     Column("saturation", "saturation", percent, "whole epochs end to end ÷ ceiling"),
     Column("prep_stall", "prep stall", percent, "of a warm epoch's time, what exceeds the ceiling's"),
     Column("fetch_stall", "fetch stall", percent, "of a cold epoch's time, what exceeds a warm one's"),
@@ -71,8 +72,16 @@ def cell(row: dict[str, Any], column: Column) -> str:
 
 
 def by_group(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each group, in the order of their first, slowest first."""
+    """Rows of each group, in the order of their first; slowest first, unless a row says its `place`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
-    return {name: sorted(members, key=lambda row: float(row["images_per_second"])) for name, members in groups.items()}
+    return {
+        name: sorted(members, key=lambda row: (row.get("place", 0), row["images_per_second"] or 0.0))
+        for name, members in groups.items()
+    }
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have a rate: some could not be measured where they were wanted."""
+    return [row for row in rows if row["images_per_second"] is not None]

@@ -52,7 +52,7 @@ def compare(old: Result, new: Result) -> list[Change]:
     before = {(row.get("group"), row["name"]): row for row in old["rows"]}
     both = [(before[key], row) for row in new["rows"] if (key := (row.get("group"), row["name"])) in before]
     changes = [
-        _change(was, is_now) for was, is_now in both if "images_per_second" in was and "images_per_second" in is_now
+        _change(was, is_now) for was, is_now in both if was.get("images_per_second") and is_now.get("images_per_second")
     ]
     if not changes:
         raise InputError("the two results have no row in common")

@@ -7,7 +7,7 @@ reader's preference, light or dark.
 from html import escape
 from typing import Any
 
-from benchmarks.columns import by_group, cell, number, percent, shown
+from benchmarks.columns import by_group, cell, measured, number, percent, shown
 from benchmarks.options import Result
 
 _STYLE = """
@@ -61,7 +61,7 @@ def page(result: Result) -> str:
         _head(result),
         *_diagnosis(result),
         *_saturation(rows),
-        *(_rates(group, members) for group, members in by_group(rows).items()),
+        *(_rates(group, members) for group, members in by_group(measured(rows)).items()),
         *_stages(result),
         *_timeline(result),
         _table(rows),

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.columns import by_group, number, percent
+from benchmarks.columns import by_group, measured, number, percent
 from benchmarks.options import Result
 
 _COLOUR, _NOISY = "#2a6fb0", "#9db7cf"
@@ -14,7 +14,7 @@ _PASS_MARK = 0.97
 
 def picture(result: Result) -> Figure:
     """Rates by group, with the range of the windows; saturation beside them where it was measured."""
-    groups = by_group(result["rows"])
+    groups = by_group(measured(result["rows"]))
     saturated = [row for row in result["rows"] if row.get("saturation") is not None]
     panels = len(groups) + bool(saturated)
     heights = [len(members) + 1.5 for members in groups.values()] + ([len(saturated) + 1.5] if saturated else [])

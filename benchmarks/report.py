@@ -65,6 +65,7 @@ def sentences(result: Result) -> list[str]:
         said.append(f"order and plan: {cost:.2f} µs an image")
     if diagnosis := result.get("diagnosis"):
         said.append(diagnosis["sentence"])
+    said += [f"{row['name']}: {row['missing'] or row['switch']}" for row in result["rows"] if "switch" in row]
     return said + list(result.get("notes", ()))
 
 

@@ -17,6 +17,7 @@ from loaders import order, plan
 from loaders.device import reference
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.errors import BadImage, BadImageError, InputError
+from loaders.order import PADDING
 from loaders.plan import Plan, PlanSpec
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
@@ -63,6 +64,8 @@ class LoaderConfig:
     workers: int | None = None
     """Threads that decode and resize; all usable cores, unless given: several ranks on a machine share them."""
     on_bad_image: Literal["raise", "skip"] = "raise"
+    views: int | None = None
+    """Plans repeat after this many epochs, while the order of the samples does not; never, unless given."""
     scaled_decoding: bool = False
     """Decode JPEGs at n/8 of their size where the crop keeps the pixels it needs: faster, and not quite the same."""
     cache_size: int = 256
@@ -71,7 +74,7 @@ class LoaderConfig:
     """`resident` takes kept pixels, too, instead of decoding images as they are."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size", "workers", "cache_size"):
+        for name in ("batch_size", "world_size", "workers", "views", "cache_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} = {value}: expected 1 or more")
         if not 0 <= self.rank < self.world_size:
@@ -236,8 +239,8 @@ class Loader(ABC):
     def draw(self, ids: NDArray[np.int64]) -> Plan:
         """The plans of these samples in the current epoch."""
         ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black
-        sizes = self.source.sizes[ids]
-        drawn = plan.draw(self.config.spec, seed=self.config.seed, epoch=self._epoch, ids=ids, sizes=sizes)
+        sizes, epoch = self.source.sizes[ids], self._epoch % (self.config.views or self._epoch + 1)
+        drawn = plan.draw(self.config.spec, seed=self.config.seed, epoch=epoch, ids=ids, sizes=sizes)
         if isinstance(images := self.source.images, CachedPixels):  # the same part of the picture, of fewer pixels
             drawn = replace(drawn, box=plan.scale_boxes(drawn.box, sizes, images.sizes[ids]))
         return drawn
@@ -260,7 +263,7 @@ class Loader(ABC):
             "samples": len(self.ids),
             "seed": self.config.seed,
             "training": self.config.training,
-            "plan": repr(self.config.spec),
+            "plan": repr(self.config.spec) + (f", {self.config.views} views" if self.config.views else ""),
         }
 
     def _good_ids(self) -> NDArray[np.int64]:
@@ -280,32 +283,32 @@ class Loader(ABC):
         here = int(np.flatnonzero(sequence == wanted)[0])
         yield from np.roll(sequence, -here)[1:].tolist()
 
-    def _replace_gone(self, gone: Collection[int], ids: NDArray[np.int64], plan: Plan) -> None:
+    def _replace_gone(self, gone: Collection[int], ids: NDArray[np.int64], plan: Plan | None = None) -> None:
         """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
         for place in np.flatnonzero(np.isin(ids, list(gone))).tolist() if gone else ():
             wanted = int(ids[place])
             if not self.config.training:
                 self.lost.add(wanted)
-                ids[place] = order.PADDING
+                ids[place] = PADDING
                 continue
-            ids[place] = next((i for i in self._substitutes(wanted) if i not in gone), order.PADDING)
-            if ids[place] == order.PADDING:
+            ids[place] = next((i for i in self._substitutes(wanted) if i not in gone), PADDING)
+            if ids[place] == PADDING:
                 raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
-            plan.overwrite(place, self.draw(ids[place : place + 1]))
+            if plan is not None:
+                plan.overwrite(place, self.draw(ids[place : place + 1]))
 
-    def _finished(self, squares: Tensor, ids: NDArray[np.int64], plan: Plan) -> Batch:
-        """A batch of the first reads of `ids`, on the device; black and without a label where no sample is."""
-        config, absent = self.config, ids == order.PADDING
-        if absent.any():
-            squares[reference.sent(np.flatnonzero(absent), config.device)] = 0
-        return Batch(
-            reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype),
-            reference.sent(np.where(absent, NO_LABEL, self.source.labels[self._present(ids)]), config.device),
-        )
+    def _blacken(self, ids: NDArray[np.int64], plan: Plan) -> None:
+        """Moves the window of what stands for no sample beyond the image, where it is black."""
+        plan.window[ids == PADDING] = -plan.read_size
+
+    def _labels(self, ids: NDArray[np.int64]) -> Tensor:
+        """int64 `[B]`, on the device; `NO_LABEL` where no sample is."""
+        known = np.where(ids == PADDING, NO_LABEL, self.source.labels[self._present(ids)])
+        return reference.sent(known, self.config.device)
 
     def _present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same ids, with any good sample in the place of padding."""
-        return np.where(ids == order.PADDING, self.ids[0], ids)
+        return np.where(ids == PADDING, self.ids[0], ids)
 
     def _report_bad(self, index: int, reason: str) -> None:
         """Takes note of an image that was good when indexed; BadImageError where that ends the run."""

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sysconfig
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,12 @@ def compute_on_one_core() -> None:
     """
     torch.get_num_threads()  # sets the thread's number, once; what is set before that is lost
     ThreadpoolController().select(user_api="openmp").limit(limits=1)
+
+
+def can_compile() -> bool:
+    """Whether there are a C compiler and Python's headers, which torch's compiler and Triton want."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))))
 
 
 def _cgroup_quota(cgroup: Path) -> float | None:

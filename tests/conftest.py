@@ -9,6 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+# Without a GPU, Triton's kernels are interpreted; it decides so when it is imported, its own functions' kind
+# included: hence before our own packages.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from loaders import Batch
 from loaders.backends import BACKENDS
 from loaders.backends.streamed import StreamedLoader

@@ -16,7 +16,7 @@ from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
 from loaders.stages import stage
-from train.models import freeze_backbone, set_training_mode
+from train.models import folded_backbone, freeze_backbone, set_training_mode
 from train.precision import Precision
 from train.recipes import Mode, Recipe
 from train.world import World
@@ -126,13 +126,17 @@ class Learner:
         self.scheduler = _scheduler(self.optimizer, recipe, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scales_loss)
         self._average = Average(self.model, recipe.ema_horizon * steps) if recipe.ema_horizon else None
+        self._backbone = None
+        if self._head_only and not recipe.norm_in_train_mode:
+            self._backbone = folded_backbone(self.model)
         if compiled:  # in place, so that the names in the state dict stay as they are
-            for network in {id(n): n for n in (self.model, self.evaluated)}.values():
+            networks = [self._backbone] if self._backbone is not None else [self.model, self.evaluated]
+            for network in {id(n): n for n in networks}.values():
                 network.compile()
-        self._forward: nn.Module = self.model
+        self._trained: nn.Module = self.model if self._backbone is None else self.model.fc
         if world.size > 1:
             on = [device] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(self.model, device_ids=on, gradient_as_bucket_view=True)
+            self._trained = DistributedDataParallel(self._trained, device_ids=on, gradient_as_bucket_view=True)
 
     @property
     def evaluated(self) -> ResNet:
@@ -144,9 +148,12 @@ class Learner:
         set_training_mode(self.model, head_only=self._head_only, norm_in_train_mode=self._recipe.norm_in_train_mode)
 
     def step(self, batch: Batch, tally: Tally) -> None:
-        """One update. Nothing here waits for the device."""
+        """One update. Nothing here waits for the device.
+
+        Where the backbone stays as it is, `batch.images` may be the features `[B, F]` that `extract` made of them.
+        """
         with stage("forward"):
-            logits = self._logits(self._forward, batch.images)
+            logits = self._logits(self._trained, batch.images)
             loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         with stage("backward"):
@@ -160,7 +167,16 @@ class Learner:
         logits = logits.detach()
         tally.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        """Features `[B, F]` of images, of the compute dtype: what the head is given; for a frozen backbone."""
+        assert self._backbone is not None
+        with self._autocast():
+            features: Tensor = self._backbone(images)
+        return features
+
+    # Not in inference mode, whose tensors would have the backbone compiled once more.
+    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Score:
         """Exact counts over `batches`, over all processes."""
         network = self.evaluated.eval()
@@ -168,14 +184,20 @@ class Learner:
         self.world.broadcast(list(network.buffers()))
         tally = Tally(self.device)
         for images, labels in batches:
-            logits = self._logits(network, images)
+            logits = self._logits(network if self._backbone is None else network.fc, images)
             tally.add(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"), logits, labels)
         return tally.result(self.world)
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.lowered):
+        """Of the whole model, or, where the backbone is apart, of the head alone."""
+        if self._backbone is not None and images.ndim == 4:
+            images = self.extract(images)
+        with self._autocast():
             logits: Tensor = network(images)
         return logits.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.lowered)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in plain containers and tensors."""
@@ -189,6 +211,8 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        if self._backbone is not None:
+            self._backbone.load_state_dict(folded_backbone(self.model).state_dict())
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,5 +1,6 @@
 """Models: torchvision's ResNets, their weights, and what of them is trained."""
 
+import copy
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models import ResNet, WeightsEnum
 
@@ -39,6 +41,23 @@ def set_training_mode(model: ResNet, *, head_only: bool, norm_in_train_mode: boo
     """Train mode; with a frozen backbone only where its BatchNorm is to use each batch's statistics."""
     model.train(not head_only or norm_in_train_mode)
     model.fc.train()
+
+
+def folded_backbone(model: ResNet) -> ResNet:
+    """A copy of a frozen model that returns features `[B, F]` instead of logits, each BatchNorm folded into the
+    convolution before it: a third less to read and write where nothing is to be learnt.
+
+    Equal up to rounding in evaluation mode, in which it is; its names are not the model's, so it is not to be saved.
+    """
+    backbone = copy.deepcopy(model).eval().requires_grad_(False)
+    backbone.fc = nn.Identity()
+    for module in backbone.modules():
+        for before, after in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):  # "0", "1": downsample
+            conv, norm = getattr(module, before, None), getattr(module, after, None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

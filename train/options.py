@@ -43,6 +43,8 @@ class Options:
     """Highest learning rate; the recipe's, unless given."""
     size: OptionalInt = None
     """Side of the images in pixels: 224, unless given (64 for the sample without a GPU)."""
+    views: OptionalInt = None
+    """Feature mode: augment in this many ways only, again and again, compute the features once, and keep them."""
     train_limit: OptionalInt = None
     """Train on this many images only, drawn at random, always the same."""
     val_limit: OptionalInt = None
@@ -85,13 +87,24 @@ class Options:
             "max_pixels",
             "workers",
             "cache_size",
+            "views",
         ):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{_flag(name)} {value}: expected more than 0")
         if self.size is not None and self.size < 32:
             raise InputError(f"--size {self.size}: a ResNet needs 32 pixels or more")
+        if self.views is not None:
+            self._check_views()
         if self.resume and self.out is None:
             raise InputError("--resume: name the run's folder with --out (OUT=...)")
+
+    def _check_views(self) -> None:
+        if self.mode != "feature":
+            raise InputError("--views: features can be kept only where the backbone stays as it is: MODE=feature")
+        if self.recipe == "classic":
+            raise InputError("--views: BatchNorm follows each batch in --recipe classic, so that no features stay true")
+        if self.loader == "baseline":
+            raise InputError("--views: LOADER=baseline draws anew each time, so that no views come again")
 
 
 def _flag(name: str) -> str:

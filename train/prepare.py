@@ -1,8 +1,6 @@
 """From options to everything a run needs."""
 
 import os
-import shutil
-import sysconfig
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +11,9 @@ from PIL import Image
 from torchvision.models import ResNet
 
 from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
+from loaders.backends.resident import ResidentLoader
 from loaders.console import paced
-from loaders.machine import usable_cores
+from loaders.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
 from train.folder import RunFolder, check_out
 from train.learner import Learner
@@ -24,6 +23,7 @@ from train.precision import choose_precision
 from train.recipes import RECIPES, Recipe, Setting
 from train.session import Session, device_name
 from train.stopping import StopRequest
+from train.views import FeatureViews, count_steps, require_memory
 from train.world import World
 
 
@@ -75,20 +75,29 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         scaled_decoding=options.scaled_decoding,
         cache_size=options.cache_size,
         from_cache=choice.from_cache,
+        views=options.views,
     )
-    train_loader = build_loader(train, config, loader=choice.name)
-    val_loader = build_loader(val, replace(config, spec=recipe.eval_spec, training=False), loader=choice.name)
+    # Where features are kept, they are computed of each sample once, whatever the order they are wanted in.
+    train_loader = build_loader(train, replace(config, training=not options.views), loader=choice.name)
+    val_loader = build_loader(
+        val, replace(config, spec=recipe.eval_spec, training=False, views=None), loader=choice.name
+    )
     compiled = _compiled(options, device, reporter)
     learner = Learner(
         model,
         mode=options.mode,
         recipe=recipe,
-        steps=recipe.epochs * len(train_loader),
+        steps=recipe.epochs * (count_steps(train_loader, config) if options.views else len(train_loader)),
         device=device,
         precision=precision,
         world=world,
         compiled=compiled,
     )
+    if options.views:
+        taken = train.pixel_bytes + val.pixel_bytes if choice.name == ResidentLoader.name else 0
+        require_memory([train, val], options.views, learner, taken=taken)
+        train_loader = FeatureViews(train_loader, config, learner)
+        val_loader = FeatureViews(val_loader, replace(val_loader.config, views=1), learner)
     out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
     session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
@@ -110,7 +119,7 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
         {
             "mode": f"{options.mode}, recipe {options.recipe}: {_told(recipe)}",
             "data": f"{train.source.name}, {len(train.ids):,} images to train on, {len(val.ids):,} to validate, "
-            f"{len(train.source.classes)} classes, at {recipe.size} px",
+            f"{len(train.source.classes)} classes, at {recipe.size} px{_told_views(options)}",
             "model": f"{options.model}, {weights} weights, {total:,} parameters, {trainable:,} trained",
             "loader": f"{choice.name} ({choice.reason})",
             "device": f"{device}, {learner.precision}{', compiled' if compiled else ''}",
@@ -141,8 +150,9 @@ def _compiled(options: Options, device: torch.device, reporter: Reporter) -> boo
     """Whether to compile: when asked to, or on a GPU where what that needs is there."""
     if options.compile != "auto" or device.type != "cuda":
         return options.compile == "on"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+    if can_compile():
+        # Kept between runs: the default lies in /tmp, which containers do not keep.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         return True
     reporter.warn("the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)")
     return False
@@ -155,6 +165,8 @@ def _make_repeatable(options: Options) -> None:
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
+        if torch.cuda.is_available():  # TF32 in matrix products too, as torch has it in convolutions
+            torch.set_float32_matmul_precision("high")
 
 
 def _model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet, str]:
@@ -181,6 +193,10 @@ def _recipe(options: Options, train: Source, device: torch.device, *, pretrained
     recipe = RECIPES[options.recipe](setting)
     chosen: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
     return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _told_views(options: Options) -> str:
+    return f"; features of {options.views} views of each computed once and kept" if options.views else ""
 
 
 def _told(recipe: Recipe) -> str:

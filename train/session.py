@@ -1,8 +1,10 @@
 """A run under way: its epochs, its state, and what it says and writes."""
 
+import gc
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from train.models import count_parameters
 from train.options import Options
 from train.recipes import Recipe
 from train.stopping import StopRequest
+from train.views import FeatureViews
 from train.world import World
 
 _SECONDS_BETWEEN_REMARKS = 0.5
@@ -65,11 +68,16 @@ class Session:
 
     def train(self) -> None:
         """All epochs that are left, or as many as time allows."""
+        with _garbage_kept():
+            self._epochs()
+
+    def _epochs(self) -> None:
         for epoch in range(self.train_loader.epoch, self.recipe.epochs):
             if len(self.rows) > epoch:  # a resumed run that had just evaluated this one
                 continue
             self.train_loader.set_epoch(epoch)
             self._epoch(epoch)
+            gc.collect()
             if self.world.any(self.stop.out_of_time, self.learner.device):
                 self.reporter.say(f"--max-minutes {self.options.max_minutes:g}: stopping after epoch {epoch + 1}")
                 break
@@ -85,6 +93,7 @@ class Session:
 
     def _epoch(self, epoch: int) -> None:
         title = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        self._fill(self.train_loader, title)
         clock = EpochClock(self.learner.device)
         self.learner.start_epoch()
         with self.reporter.progress(title) as show:
@@ -118,6 +127,14 @@ class Session:
         self.reporter.say(_line(title, self.rows[-1]))
         self._keep()
 
+    def _fill(self, loader: Loader, title: str) -> None:
+        """Computes the features that are kept from here on, apart from the epoch's own time."""
+        if isinstance(loader, FeatureViews):
+            with self.reporter.progress(title) as show:
+                for done, total in loader.fill():
+                    show(done, total, "features")
+                    self._heed_signals(done, total)
+
     def _validate(self, title: str) -> Score:
         def heeding() -> Iterator[Any]:
             total = len(self.val_loader)
@@ -126,6 +143,7 @@ class Session:
                 show(done, total, "validation")
                 self._heed_signals(done, total)
 
+        self._fill(self.val_loader, title)
         with self.reporter.progress(title) as show:
             score = self.learner.evaluate(heeding())
         lost = torch.tensor(len(self.val_loader.lost), device=self.learner.device)
@@ -186,6 +204,7 @@ class Session:
         """What must be the same for a run to go on."""
         return {
             "mode": self.options.mode,
+            "--views": self.options.views,
             "--model": self.options.model,
             "precision": self.learner.precision.name,
             "NGPU": self.world.size,
@@ -241,6 +260,7 @@ class Session:
             "data": self.train_loader.source.name,
             "loader": self.train_loader.name,
             "recipe": self.options.recipe,
+            "views": self.options.views,
             "device": device_name(self.learner.device),
             "precision": str(self.learner.precision),
             "epochs": len(self.rows),
@@ -267,6 +287,21 @@ class Session:
             f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'
             '    classify("photo.jpg")  # {label: probability}'
         )
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Lets no collection of garbage hold up a step, for which it would go through all that torch has imported."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def _pace(clock: EpochClock) -> str:

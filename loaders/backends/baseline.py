@@ -29,6 +29,8 @@ class BaselineLoader(Loader):
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         if config.world_size > 1:
             raise InputError("LOADER=baseline serves one GPU: choose another loader, or NGPU=1")
+        if config.views:
+            raise InputError("LOADER=baseline draws anew each time, so that no views come again: choose another loader")
         super().__init__(source, config)
         transform = transforms.Compose(
             [*staged_transforms(config.spec), transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]

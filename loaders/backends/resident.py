@@ -1,6 +1,7 @@
 """`resident`: all images as uint8 on the device, decoded once; plans are carried out there.
 
-What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device.
+What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device:
+on a GPU by Triton's kernels where these can be had, else by plain torch.
 """
 
 from collections.abc import Generator, Iterator
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from loaders.backends.kept import KeptLoader
 from loaders.build_cache import with_kept_pixels
-from loaders.device import reference, resample
+from loaders.device import reference
+from loaders.device.batches import finished_batch, fused_kernels
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
 from loaders.machine import free_memory, told_bytes, usable_cores
@@ -54,6 +56,7 @@ class ResidentLoader(KeptLoader):
                 f"{told_bytes(free)} free: choose LOADER=torchvision, or streamed"
             )
         self._pixels: Tensor | None = None
+        self._kernels = fused_kernels(config.device)
 
     def prepare(self, progress: Progress | None = None) -> None:
         if self._pixels is None:
@@ -107,16 +110,36 @@ class ResidentLoader(KeptLoader):
         self.prepare()
         for ids, plan in self.planned(start):
             self._replace_gone(self._gone, ids, plan)
-            yield self._finished(self._squares(self._present(ids), plan), ids, plan)
+            self._blacken(ids, plan)
+            yield Batch(self._images(self._present(ids), plan), self._labels(ids))
+
+    def _images(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
+        """The samples' finished images."""
+        config = self.config
+        if config.device.type == "cpu" and self._kernels is None:
+            squares = self._squares(ids, plan)
+            return reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
+        assert self._pixels is not None
+        return finished_batch(
+            self._pixels,
+            self._starts[ids],
+            self.source.stored_sizes[ids, 1].astype(np.int64),
+            plan,
+            mean=config.mean,
+            std=config.std,
+            dtype=config.dtype,
+            kernels=self._kernels,
+        )
 
     @stage("resize")
     def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
-        """The first read of the samples: uint8 `[B, 3, S1, S1]`, channels-last."""
+        """The first read of the samples on a CPU: uint8 `[B, 3, S1, S1]`, channels-last.
+
+        One by one: the same pixels as all at once, 10 times as fast there.
+        """
         assert self._pixels is not None
-        sizes = self.source.stored_sizes[ids].astype(np.int64)
-        if self.config.device.type == "cpu":  # one by one: the same pixels, 10 times as fast there
-            places = zip(self._starts[ids].tolist(), sizes.tolist(), strict=True)
-            images = (self._pixels[first : first + h * w].view(h, w, 3).permute(2, 0, 1) for first, (h, w) in places)
-            squares = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(images)])
-            return squares.contiguous(memory_format=torch.channels_last)
-        return resample.first_reads(self._pixels, self._starts[ids], sizes[:, 1], plan)
+        sizes = self.source.stored_sizes[ids].tolist()
+        places = zip(self._starts[ids].tolist(), sizes, strict=True)
+        images = (self._pixels[first : first + h * w].view(h, w, 3).permute(2, 0, 1) for first, (h, w) in places)
+        squares = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(images)])
+        return squares.contiguous(memory_format=torch.channels_last)

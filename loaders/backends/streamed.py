@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loaders.backends.host import HostLoader
 from loaders.build_cache import with_kept_pixels
-from loaders.device import resample
+from loaders.device.batches import finished_batch, fused_kernels
 from loaders.loader import Batch, LoaderConfig
 from loaders.machine import free_memory
 from loaders.plan import Plan
@@ -42,6 +42,7 @@ class StreamedLoader(HostLoader):
         self._gone: set[int] = set()
         """Samples that had gone bad when the cache was built."""
         self._slots: list[Slot] = []
+        self._kernels = fused_kernels(config.device)
         self._exceeds_memory = False
         self._passes = 0  # over the set, begun so far
 
@@ -120,6 +121,7 @@ class StreamedLoader(HostLoader):
             return
         ids, plan = row
         self._replace_gone(self._gone, ids, plan)
+        self._blacken(ids, plan)
         present, images = self._present(ids), self.source.images
         assert isinstance(images, PixelArray | CachedPixels)
         flat, starts = flat_pixels(images)
@@ -133,11 +135,20 @@ class StreamedLoader(HostLoader):
         moving.append(_Moving(ids, staged, slot, tasks))
 
     def _execute(self, moved: "_Moving") -> Batch:
-        staged, slot = moved.staged, moved.slot
+        config, staged, slot = self.config, moved.staged, moved.slot
         pixels = slot.landed(staged.bytes).view(-1, 3)
-        squares = resample.first_reads(pixels, staged.places[:-1] // 3, staged.widths, staged.plan)
+        images = finished_batch(
+            pixels,
+            staged.places[:-1] // 3,
+            staged.widths,
+            staged.plan,
+            mean=config.mean,
+            std=config.std,
+            dtype=config.dtype,
+            kernels=self._kernels,
+        )
         slot.done_with()
-        return self._finished(squares, moved.ids, staged.plan)
+        return Batch(images, self._labels(moved.ids))
 
 
 # --- which bytes a batch needs -------------------------------------------------------------------

@@ -60,7 +60,19 @@ def finish(
     """
     if plan.inner is not None:
         squares = second_read(squares, plan)
-    squares = flip(squares, plan)
+    return finish_color(flip(squares, plan), plan, mean=mean, std=std, dtype=dtype, out=out)
+
+
+def finish_color(
+    squares: Tensor,
+    plan: Plan,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """What remains after reads and flips: colour, normalisation; as `finish`, of uint8 `[B, 3, S, S]`."""
     if plan.color is not None:
         pixels = jitter_color(squares.float() / 255, plan) * 255
         squares = pixels.round_().to(torch.uint8) if dtype == torch.uint8 else pixels
@@ -101,21 +113,29 @@ def second_read(squares: Tensor, plan: Plan) -> Tensor:
     pixel centres, as a resize does), turned back about the square's centre, is where it is read.
     Black beyond the square.
     """
+    x, y, (cos, sin) = (sent(array, squares.device) for array in second_read_places(plan))
+    x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
+    grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+    read = functional.grid_sample(squares.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return read.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def second_read_places(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Where the second read looks: x and y before the rotation, `[B, S]`, and the rotation's cosine and sine, `[2, B]`.
+
+    In pixels from the square's centre; cosine and sine also take these to `grid_sample`'s frame of -1 to 1.
+    Drawn up in float64 on the host and moved as float32: a thousandth of a pixel matters to nobody.
+    """
     assert plan.inner is not None
     assert plan.angle is not None
-    side = squares.shape[-1]
-    # Drawn up in float64 on the host and moved as float32: a thousandth of a pixel matters to nobody.
+    side = plan.read_size
     top, left, height, width = (plan.inner.T[:, :, None]).astype(np.float64)
     places = (np.arange(plan.size) + 0.5) / plan.size
     y = top + np.clip(places * height, 0.5, height - 0.5) - side / 2
     x = left + np.clip(places * width, 0.5, width - 0.5) - side / 2
     radians = np.deg2rad(plan.angle)
-    to_frame = np.stack([np.cos(radians), np.sin(radians)]) * 2 / side  # grid_sample's frame is -1 to 1
-    x, y, (cos, sin) = (sent(a.astype(np.float32), squares.device) for a in (x, y, to_frame))
-    x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
-    grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
-    read = functional.grid_sample(squares.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return read.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    to_frame = np.stack([np.cos(radians), np.sin(radians)]) * 2 / side
+    return x.astype(np.float32), y.astype(np.float32), to_frame.astype(np.float32)
 
 
 def flip(squares: Tensor, plan: Plan) -> Tensor:

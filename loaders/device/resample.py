@@ -44,14 +44,14 @@ def first_reads(pixels: Tensor, starts: NDArray[np.int64], widths: NDArray[np.in
 
 def _parts(plan: Plan) -> Iterator[slice]:
     """Runs of samples whose intermediate results are not too large; at least one sample each."""
-    wide = int(plan.resized.max()) * _taps(plan, 1)  # weights for all that is resized, also beyond the window
+    wide = int(plan.resized.max()) * taps(plan, 1)  # weights for all that is resized, also beyond the window
     tall = _rows(plan) * plan.read_size * 3
     at_once = max(1, _MOST_VALUES // max(wide, tall))
     for first in range(0, len(plan), at_once):
         yield slice(first, first + at_once)
 
 
-def _taps(plan: Plan, axis: int) -> int:
+def taps(plan: Plan, axis: int) -> int:
     """The most pixels along an axis (0: vertical) that contribute to one pixel of the result."""
     scale = (plan.box[:, 2 + axis] / plan.resized[:, axis]).max()
     return 2 * int(np.ceil(max(scale, 1.0))) + 1
@@ -60,7 +60,7 @@ def _taps(plan: Plan, axis: int) -> int:
 def _rows(plan: Plan) -> int:
     """The most rows of a box that its window is made of."""
     height, resized = plan.box[:, 2], plan.resized[:, 0]
-    seen = np.ceil(plan.read_size * height / resized).astype(np.int64) + _taps(plan, 0)
+    seen = np.ceil(plan.read_size * height / resized).astype(np.int64) + taps(plan, 0)
     return int(np.minimum(height, seen).max())
 
 
@@ -107,8 +107,8 @@ class _Axis:
         # The precision hangs on the largest weight, which may lie beyond the window: hence all of them.
         longest = int(plan.resized[:, axis].max())
         every = torch.arange(longest, device=length.device).expand(len(length), longest)
-        taps = _taps(plan, axis)
-        first, weights = _triangles(length, resized, every, taps)
+        most = taps(plan, axis)
+        first, weights = _triangles(length, resized, every, most)
         largest = weights.amax(2).masked_fill_(every >= resized[:, None], 0).amax(1)
         # ATen looks for the highest precision, no more than 22, at which twice the largest weight does not fit yet.
         highest = torch.arange(22, device=length.device)
@@ -116,7 +116,7 @@ class _Axis:
         precision = fits.cumprod(1).sum(1)
         clamped = places.clamp(min=0).minimum(resized[:, None] - 1)
         first = first.gather(1, clamped)
-        weights = weights.gather(1, clamped[:, :, None].expand(-1, -1, taps))
+        weights = weights.gather(1, clamped[:, :, None].expand(-1, -1, most))
         weights = (0.5 + weights * (1 << precision)[:, None, None]).to(torch.int32)
         return cls(first, weights, precision.to(torch.int32), length, inside)
 

@@ -1,14 +1,17 @@
 """The step against plain PyTorch written out, and evaluation by counting."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
 from train.learner import Learner, Tally
-from train.models import build_model
+from train.models import build_model, folded_backbone
 from train.precision import Precision
 from train.recipes import Recipe, Setting, classic, default
 from train.world import World
@@ -16,7 +19,15 @@ from train.world import World
 CPU = torch.device("cpu")
 
 
-def learner(mode: str = "finetune", recipe: Recipe | None = None, precision: str = "fp32", steps: int = 40) -> Learner:
+def learner(
+    mode: str = "finetune",
+    recipe: Recipe | None = None,
+    precision: str = "fp32",
+    steps: int = 40,
+    *,
+    compiled: bool = False,
+    device: torch.device = CPU,
+) -> Learner:
     torch.manual_seed(0)
     setting = Setting(mode=mode, images=640, size=32, pretrained=True)  # type: ignore[arg-type]
     return Learner(
@@ -24,9 +35,10 @@ def learner(mode: str = "finetune", recipe: Recipe | None = None, precision: str
         mode=mode,  # type: ignore[arg-type]
         recipe=recipe or classic(setting),
         steps=steps,
-        device=CPU,
+        device=device,
         precision=Precision(precision),  # type: ignore[arg-type]
         world=World(),
+        compiled=compiled,
     )
 
 
@@ -177,3 +189,126 @@ def test_training_goes_down_on_one_batch() -> None:
     recipe = default(Setting(mode="finetune", images=640, size=32, pretrained=False))
     found = losses(learner(recipe=recipe, steps=20), 20)
     assert found[-1] < 0.5 * found[0]
+
+
+# --- the backbone folded -----------------------------------------------------------------------------
+
+
+def feature_recipe(recipe: Any = default) -> Recipe:
+    found: Recipe = recipe(Setting(mode="feature", images=640, size=32, pretrained=True))
+    return found
+
+
+def with_statistics(model: ResNet) -> ResNet:
+    """Norms that do something, as after training."""
+    generator = torch.Generator().manual_seed(7)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.2, generator=generator)  # type: ignore[union-attr]
+        norm.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+        norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.data.normal_(0, 0.2, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_the_folded_backbone_gives_the_models_features_and_has_no_norms(architecture: Any) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(build_model(architecture, 4)).eval()
+    folded = folded_backbone(model)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not folded.conv1.weight.requires_grad
+    images = batch(size=2).images
+    with torch.no_grad():
+        logits = model.fc(folded(images))
+        torch.testing.assert_close(logits, model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_feature_steps_and_evaluation_go_through_the_folded_backbone() -> None:
+    ours = learner("feature", feature_recipe())
+    assert ours._backbone is not None
+    seen: list[int] = []
+    ours._backbone.register_forward_hook(lambda *_: seen.append(1))
+    ours.start_epoch()
+    ours.step(batch(), Tally(CPU))
+    ours.evaluate([batch()])
+    assert len(seen) == 2
+    assert list(ours.state_dict()["model"]) == list(build_model("resnet18", 4).state_dict())
+
+
+def test_classic_is_not_folded_as_its_norms_follow_the_data() -> None:
+    assert learner("feature", feature_recipe(classic))._backbone is None
+    assert learner("finetune")._backbone is None
+
+
+def test_a_loaded_state_is_folded_anew() -> None:
+    torch.manual_seed(3)
+    other = learner("feature", feature_recipe())
+    with_statistics(other.model)
+    state = copy.deepcopy(other.state_dict())
+    ours = learner("feature", feature_recipe())
+    ours.load_state_dict(state)
+    with torch.no_grad():
+        wanted = other.model.eval()(batch().images)
+        torch.testing.assert_close(ours.model.fc(ours.extract(batch().images)), wanted, rtol=1e-3, atol=1e-4)
+
+
+# --- compiled ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "graphs"), [("feature", 1), ("finetune", 2)])
+def test_each_phase_is_one_graph_and_is_compiled_once(mode: str, graphs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen backbone does the same in training and in evaluation: one graph serves both."""
+    compiled: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, _: object) -> Any:
+        compiled.append(len(module.graph.nodes))
+        return module.forward
+
+    torch._dynamo.reset()
+    compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend=backend, fullgraph=True))
+    recipe = (
+        feature_recipe()
+        if mode == "feature"
+        else classic(Setting(mode="finetune", images=640, size=32, pretrained=True))
+    )
+    ours = learner(mode, recipe, compiled=True)
+    padded = Batch(batch(2).images, torch.where(torch.arange(8) < 5, batch(2).labels, NO_LABEL))
+
+    def epoch(first: int) -> None:
+        ours.start_epoch()
+        for seed in range(first, first + 3):
+            ours.step(batch(seed), Tally(CPU))
+        ours.evaluate([batch(1), padded])
+
+    epoch(0)
+    assert len(compiled) == graphs
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        epoch(3)
+        epoch(6)
+    assert len(compiled) == graphs
+    assert min(compiled) > 60  # the whole network in one
+    torch._dynamo.reset()
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("mode", ["feature", "finetune"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_host_never_waits_for_the_gpu_in_a_step(mode: str, precision: str, compiled: bool) -> None:
+    recipe = default(Setting(mode=mode, images=640, size=32, pretrained=True))  # type: ignore[arg-type]
+    device = torch.device("cuda")
+    ours = learner(mode, recipe, precision, compiled=compiled, device=device)
+    images, labels = batch()
+    given = Batch(images.to(device, ours.precision.dtype), labels.to(device))
+    tally = Tally(device)
+    ours.start_epoch()
+    for _ in range(3):
+        ours.step(given, tally)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            ours.step(given, tally)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

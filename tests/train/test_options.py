@@ -10,7 +10,7 @@ from train.options import Options, parse_options
 
 OPTIONS = [
     "mode", "data", "root", "loader", "model", "weights", "recipe", "epochs", "batch_size", "lr", "size",
-    "train_limit", "val_limit", "max_minutes", "seed", "deterministic", "device", "precision", "compile",
+    "views", "train_limit", "val_limit", "max_minutes", "seed", "deterministic", "device", "precision", "compile",
     "workers", "on_bad_image", "max_pixels", "scaled_decoding", "cache_size", "out", "resume",
 ]  # fmt: skip
 

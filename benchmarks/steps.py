@@ -1,0 +1,306 @@
+"""`steps`: what each switch is worth to the training step on this machine, one after the other, as a ladder."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import ResNet
+
+from benchmarks.measure import Arm, Found, measure, rows
+from benchmarks.options import Keep, OptionalPath, told
+from loaders import InputError, PlanSpec, RandomResizedCrop
+from loaders import plan as plans
+from loaders.device import reference, resample
+from loaders.device.batches import fused_kernels
+from loaders.machine import can_compile
+from loaders.plan import Plan
+from train.console import Reporter
+from train.folder import describe_environment
+from train.models import Architecture, build_model, folded_backbone, freeze_backbone
+from train.precision import choose_precision
+from train.recipes import Mode
+
+GROUPS: dict[Mode, str] = {"finetune": "fine-tuning", "feature": "feature extraction"}
+CLASSES = 10
+_BATCHES = 4
+"""Different ones that are fed in turn."""
+_SIDE, _IMAGES = 256, 512
+"""Of the noise that the last rungs crop from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsOptions:
+    """What each switch is worth to the step, from plain fp32 on: a ladder of rates, augmentation last."""
+
+    mode: Literal["both", "feature", "finetune"] = "both"
+    """Which kind of training."""
+    model: Architecture = "resnet18"
+    """Which of torchvision's ResNets."""
+    size: int = 224
+    """Side of the images in pixels."""
+    batch_size: int = 256
+    """Images per step."""
+    windows: int = 5
+    """Turns that each rung has."""
+    seconds: float = 1.5
+    """Length of a turn."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    out: OptionalPath = None
+    """Folder for bench.json, report.html and bench.png; runs/steps-TIME, unless given."""
+
+    def folder(self, theme: str) -> Path:
+        return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step with so many switches on."""
+
+    name: str
+    switch: str
+    """What turns on what this rung adds, in PyTorch."""
+    tf32: bool = False
+    channels_last: bool = False
+    lowered: bool = False
+    """Under autocast."""
+    folded: bool = False
+    """BatchNorm folded into a frozen backbone's convolutions."""
+    compiled: bool = False
+    graph: bool = False
+    """The whole step, update included, recorded once and replayed."""
+    needs_gpu: bool = False
+    augmented: Literal["", "torch", "fused"] = ""
+    """Random resized crops, flips and normalisation inside, of images on the device; else batches are ready."""
+
+    def missing(self, device: torch.device) -> str | None:
+        """What this rung lacks here; None where it can be measured."""
+        if self.needs_gpu and device.type != "cuda":
+            return "needs a GPU"
+        if self.compiled and not can_compile():
+            return "needs a C compiler and Python.h (gcc, python3-dev)"
+        if self.augmented == "fused" and fused_kernels(device) is None:
+            return "needs Triton"
+        return None
+
+
+def ladder(mode: Mode) -> list[Rung]:
+    """All rungs, each with what the ones before it have."""
+    plain = Rung("eager, contiguous, fp32", "as PyTorch comes, but without TF32")
+    tf32 = Rung("+ TF32", "torch.set_float32_matmul_precision('high')", tf32=True, needs_gpu=True)
+    last = replace(
+        tf32,
+        name="+ channels-last",
+        switch="model.to(memory_format=torch.channels_last)",
+        channels_last=True,
+        needs_gpu=False,
+    )
+    lowered = replace(last, name="+ autocast", switch="torch.autocast", lowered=True)
+    folded = replace(lowered, name="+ batch norm folded", switch="torch.nn.utils.fusion.fuse_conv_bn_eval", folded=True)
+    best = folded if mode == "feature" else lowered
+    compiled = replace(best, name="+ compile", switch="model.compile()", compiled=True)
+    return [
+        *(plain, tf32, last, lowered),
+        *([folded] if mode == "feature" else []),
+        compiled,
+        replace(
+            compiled,
+            name="+ CUDA graph",
+            switch="torch.cuda.graph around the whole step",
+            graph=True,
+            needs_gpu=True,
+        ),
+        replace(
+            compiled,
+            name="compile, augmentation in torch",
+            switch="loaders.device.resample, then reference",
+            augmented="torch",
+        ),
+        replace(
+            compiled,
+            name="compile, fused augmentation",
+            switch="loaders.device.fused",
+            augmented="fused",
+            needs_gpu=True,
+        ),
+    ]
+
+
+def bench_steps(options: StepsOptions, reporter: Reporter, keep: Keep) -> None:
+    """All rungs that can be measured here take turns; the others are named with what they lack, their rate null."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
+    if options.size < 32 or options.batch_size < 1:
+        raise InputError(f"--size {options.size}, --batch-size {options.batch_size}: at least 32 pixels and 1 image")
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    torch.backends.cudnn.benchmark = True
+    found: list[dict[str, Any]] = []
+    for mode in GROUPS if options.mode == "both" else (options.mode,):
+        found += _climbed(mode, options, device, reporter)
+        keep(
+            {
+                "theme": "steps",
+                "environment": describe_environment(),
+                "options": told(options, device=str(device), dtype=str(choose_precision("auto", device).dtype)),
+                "rows": found,
+            }
+        )
+
+
+def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: Reporter) -> list[dict[str, Any]]:
+    """A row for each rung of one mode."""
+    rungs = ladder(mode)
+    arms = {
+        rung.name: Arm(GROUPS[mode], rung.name, lambda rung=rung: stepping(rung, mode, options, device))  # type: ignore[misc]
+        for rung in rungs
+        if rung.missing(device) is None
+    }
+    with reporter.progress(f"measuring {GROUPS[mode]}") as show:
+        found = measure(list(arms.values()), windows=options.windows, seconds=options.seconds, tell=show)
+    _set_tf32(True)
+    measured = {row["name"]: row for row in rows(list(arms.values()), found, baseline=rungs[0].name)}
+    empty = dict.fromkeys(measured[rungs[0].name]) | {"group": GROUPS[mode], "noisy": False, "windows": []}
+    return [
+        measured.get(rung.name, empty | {"name": rung.name})
+        | {"place": place, "switch": rung.switch, "missing": rung.missing(device)}
+        | {"times_before": _gain(rungs, place, found)}
+        for place, rung in enumerate(rungs)
+    ]
+
+
+def _gain(rungs: list[Rung], place: int, found: dict[str, Found]) -> float | None:
+    """How many times as fast a rung is as the last one below it that was measured, as the median over the turns."""
+    below = [rung.name for rung in rungs[:place] if rung.name in found]
+    if rungs[place].name not in found or not below:
+        return None
+    pairs = zip(found[rungs[place].name].windows, found[below[-1]].windows, strict=True)
+    return median(ours.rate / theirs.rate for ours, theirs in pairs)
+
+
+# --- a rung at work ------------------------------------------------------------------------------
+
+
+def stepping(rung: Rung, mode: Mode, options: StepsOptions, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Takes a step each time it is asked for the next batch; yields the batch that was trained on."""
+    step = _Step(rung, mode, options.model, device)
+    batches = _batches(rung, options, step, device)
+    run: Callable[[Tensor, Tensor], None] = step
+    _set_tf32(rung.tf32)
+    if rung.graph:
+        run = _recorded(step, *next(batches))
+    for images, labels in batches:
+        _set_tf32(rung.tf32)  # arms take turns, and it is global
+        run(images, labels)
+        yield images, labels
+
+
+def _set_tf32(on: bool) -> None:
+    """For matrix products and convolutions; a CPU is left as it is."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if on else "highest")
+        torch.backends.cudnn.allow_tf32 = on
+
+
+class _Step:
+    """Forward, backward, update, as a rung has them; SGD in one kernel, as everywhere here."""
+
+    def __init__(self, rung: Rung, mode: Mode, architecture: Architecture, device: torch.device) -> None:
+        self.rung, self.device = rung, device
+        self.dtype = choose_precision("auto", device).dtype
+        layout = torch.channels_last if rung.channels_last else torch.contiguous_format
+        model: ResNet = build_model(architecture, CLASSES).to(device, memory_format=layout)
+        self._backbone: nn.Module | None = None
+        self._trained: nn.Module = model.train()
+        if mode == "feature":
+            freeze_backbone(model)
+            self._backbone = folded_backbone(model) if rung.folded else _headless(model)
+            self._trained = model.fc
+        if rung.compiled:
+            (self._trained if self._backbone is None else self._backbone).compile()
+        trained = [parameter for parameter in self._trained.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.SGD(trained, 1e-3, momentum=0.9, fused=True)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        return self.dtype if self.rung.lowered else torch.float32
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.rung.lowered and self.dtype != torch.float32):
+            if self._backbone is not None:
+                with torch.no_grad():
+                    images = self._backbone(images)
+            loss = functional.cross_entropy(self._trained(images).float(), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+
+
+def _headless(model: ResNet) -> nn.Module:
+    """The frozen backbone as it is: its features, BatchNorm by its own statistics."""
+    return nn.Sequential(*[part for name, part in model.named_children() if name != "fc"], nn.Flatten()).eval()
+
+
+def _recorded(step: _Step, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """The step as a CUDA graph: what it reads stays in one place, into which each batch is copied."""
+    static_images, static_labels = images.clone(), labels.clone()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # compiles, chooses algorithms, makes the optimizer's state
+        for _ in range(4):
+            step(static_images, static_labels)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(static_images, static_labels)
+
+    def replay(images: Tensor, labels: Tensor) -> None:
+        static_images.copy_(images)
+        static_labels.copy_(labels)
+        graph.replay()
+
+    return replay
+
+
+# --- what it is fed ------------------------------------------------------------------------------
+
+
+def _batches(rung: Rung, options: StepsOptions, step: _Step, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Noise: ready on the device, or cropped anew for each step."""
+    count, generator = options.batch_size, torch.Generator(device).manual_seed(0)
+    labels = torch.randint(CLASSES, (_BATCHES, count), generator=generator, device=device)
+    if rung.augmented:
+        yield from zip(_augmented(rung, options, step.input_dtype, device), cycle(labels), strict=False)
+        return
+    layout = torch.channels_last if rung.channels_last else torch.contiguous_format
+    shape = (count, 3, options.size, options.size)
+    ready = [
+        torch.randn(shape, generator=generator, device=device).to(step.input_dtype).contiguous(memory_format=layout)
+        for _ in range(_BATCHES)
+    ]
+    yield from cycle(zip(ready, labels, strict=True))
+
+
+def _augmented(rung: Rung, options: StepsOptions, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+    """Batches of random resized crops and flips, made on the device, as the loader `resident` makes them."""
+    generator = torch.Generator(device).manual_seed(1)
+    pixels = torch.randint(256, (_IMAGES * _SIDE**2, 3), generator=generator, device=device, dtype=torch.uint8)
+    spec = PlanSpec(RandomResizedCrop(options.size), horizontal_flip=0.5)
+    kernels = fused_kernels(device) if rung.augmented == "fused" else None
+    for epoch in cycle(range(1 << 16)):
+        ids = np.random.default_rng(epoch).integers(0, _IMAGES, options.batch_size)
+        sizes = np.full((len(ids), 2), _SIDE)
+        plan: Plan = plans.draw(spec, seed=0, epoch=epoch, ids=ids, sizes=sizes)
+        starts, widths = ids * _SIDE**2, sizes[:, 0]
+        if kernels is None:
+            yield reference.finish(resample.first_reads(pixels, starts, widths, plan), plan, dtype=dtype)
+        else:
+            yield kernels.batches(pixels, starts, widths, plan, dtype=dtype)

@@ -1,0 +1,171 @@
+"""Features computed once: what is trained on them is what is trained on the images."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import Loader, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
+from tests.train.test_run import arguments, read, rows, without_times
+from train import prepare as preparing
+from train import views
+from train.__main__ import main
+from train.learner import Learner
+from train.views import FeatureViews
+
+VIEWS = ["--views", "2", "--epochs", "5"]
+
+
+def run(data: Path, out: Path, *more: str) -> list[dict[str, float]]:
+    assert main(arguments(data, out, *VIEWS, *more, mode="feature")) == 0
+    return without_times(rows(out))
+
+
+def weights(out: Path) -> Any:
+    return torch.load(out / "last.pt", weights_only=True)["learner"]["model"]
+
+
+def computed_anew(images: Loader, config: Any, learner: Learner) -> Loader:
+    """In place of `FeatureViews`: the images themselves, with the same order and plans."""
+    del learner
+    return build_loader(images.source, config, loader=images.name)
+
+
+@pytest.mark.parametrize("loader", ["torchvision", "resident"])
+def test_kept_features_train_what_images_train_to_the_bit(
+    image_folder: Path, tmp_path: Path, loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = run(image_folder, tmp_path / "kept", "--loader", loader)
+    monkeypatch.setattr(preparing, "FeatureViews", computed_anew)
+    assert run(image_folder, tmp_path / "anew", "--loader", loader) == kept
+    ours, theirs = weights(tmp_path / "kept"), weights(tmp_path / "anew")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert read(tmp_path / "kept", "summary.json")["views"] == 2
+
+
+def test_each_view_is_computed_once(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+    extract = Learner.extract
+
+    def counted(self: Learner, images: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(images)
+        return extract(self, images)
+
+    monkeypatch.setattr(Learner, "extract", counted)
+    run(image_folder, tmp_path / "run")
+    assert seen == 2 * 24 + 12  # 24 images in two views, and 10 to validate in batches of 4
+
+
+def test_a_run_interrupted_goes_on_bit_for_bit(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(image_folder, tmp_path / "whole")
+    steps, step = 0, Learner.step
+
+    def killed(self: Learner, *given: Any) -> None:
+        nonlocal steps
+        step(self, *given)
+        steps += 1
+        if steps == 21:  # of 6 an epoch: in the fourth
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Learner, "step", killed)
+    out = tmp_path / "parts"
+    assert main(arguments(image_folder, out, *VIEWS, mode="feature")) == 128 + signal.SIGTERM
+    assert run(image_folder, out, "--resume") == whole
+    assert torch.equal(weights(out)["fc.weight"], weights(tmp_path / "whole")["fc.weight"])
+
+
+def test_other_views_are_another_run(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(image_folder, tmp_path / "run")
+    given = arguments(image_folder, tmp_path / "run", "--views", "3", "--epochs", "5", "--resume", mode="feature")
+    assert main(given) == 2
+    assert "--views was 2, is 3" in capsys.readouterr().err
+
+
+def test_plans_repeat_and_the_order_does_not(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    config = LoaderConfig(spec=PlanSpec(RandomResizedCrop(8)), training=True, batch_size=24, views=3)
+    loader = build_loader(source, config)
+    found = {}
+    for epoch in (1, 2, 4):
+        loader.set_epoch(epoch)
+        found[epoch] = loader.sequence(), loader.draw(np.arange(24)).box
+    assert not np.array_equal(found[1][0], found[4][0])
+    np.testing.assert_array_equal(found[1][1], found[4][1])
+    assert not np.array_equal(found[1][1], found[2][1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_files_gone_bad_are_replaced_as_elsewhere(
+    image_folder: Path, tmp_path: Path, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways by one loader whose files go bad after it was indexed."""
+    monkeypatch.setattr("loaders.loader.MOST_BAD", 0.5)
+    prepare = preparing.prepare
+
+    def losing(*given: Any) -> Any:
+        session = prepare(*given)
+        (image_folder / ("train" if training else "val") / "oak" / "03.jpg").unlink(missing_ok=True)
+        return session
+
+    skipping = ["--on-bad-image", "skip", "--loader", "torchvision"]
+    monkeypatch.setattr("train.run.prepare", losing)
+    oak = image_folder / ("train" if training else "val") / "oak" / "03.jpg"
+    content = oak.read_bytes()
+    kept = run(image_folder, tmp_path / "kept", *skipping)
+    oak.write_bytes(content)
+    monkeypatch.setattr(preparing, "FeatureViews", computed_anew)
+    assert run(image_folder, tmp_path / "anew", *skipping) == kept
+    summaries = [read(tmp_path / name, "summary.json") for name in ("kept", "anew")]
+    assert [(s["bad_images"], s["val_seen"]) for s in summaries] == [(1, 10 if training else 9)] * 2
+
+
+def test_more_than_the_memory_holds_is_refused_beforehand(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = (2 * 24 + 10) * 512 * 4
+    monkeypatch.setattr(views, "free_memory", lambda _: needed - 1)
+    given = arguments(image_folder, tmp_path / "run", *VIEWS, "--loader", "torchvision", mode="feature")
+    assert main(given) == 2
+    assert "--views 2: the features are 119 kB, and cpu has 119 kB free: choose fewer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(views, "free_memory", lambda _: needed)
+    assert main(given) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "more", "said"),
+    [
+        ("finetune", [], "MODE=feature"),
+        ("feature", ["--recipe", "classic"], "--recipe classic"),
+        ("feature", ["--loader", "baseline"], "LOADER=baseline"),
+        ("feature", ["--views", "0"], "--views 0"),
+    ],
+)
+def test_where_features_would_not_stay_true_views_are_refused(
+    mode: str, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([mode, "--views", "2", *more])
+    assert caught.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())  # it comes in a box, in lines as wide as the terminal
+
+
+def test_features_lie_in_the_compute_dtype(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FeatureViews] = []
+    init = FeatureViews.__init__
+
+    def noted(self: FeatureViews, *given: Any) -> None:
+        init(self, *given)
+        made.append(self)
+
+    monkeypatch.setattr(FeatureViews, "__init__", noted)
+    run(image_folder, tmp_path / "run", "--precision", "bf16")
+    assert [loader._features.dtype for loader in made] == [torch.bfloat16] * 2
+    assert [tuple(loader._features.shape) for loader in made] == [(2, 24, 512), (1, 10, 512)]
