@@ -83,6 +83,8 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         val, replace(config, spec=recipe.eval_spec, training=False, views=None), loader=choice.name
     )
     compiled = _compiled(options, device, reporter)
+    if compiled:  # kept between runs; by default it lies in /tmp, which containers begin anew
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     learner = Learner(
         model,
         mode=options.mode,
@@ -151,8 +153,6 @@ def _compiled(options: Options, device: torch.device, reporter: Reporter) -> boo
     if options.compile != "auto" or device.type != "cuda":
         return options.compile == "on"
     if can_compile():
-        # Kept between runs: the default lies in /tmp, which containers do not keep.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         return True
     reporter.warn("the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)")
     return False

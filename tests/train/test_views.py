@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,23 @@ def test_features_lie_in_the_compute_dtype(image_folder: Path, tmp_path: Path, m
     run(image_folder, tmp_path / "run", "--precision", "bf16")
     assert [loader._features.dtype for loader in made] == [torch.bfloat16] * 2
     assert [tuple(loader._features.shape) for loader in made] == [(2, 24, 512), (1, 10, 512)]
+
+
+def test_two_processes_share_the_computing_and_train_as_one(image_folder: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    done = subprocess.run(
+        [*launch, *arguments(image_folder, tmp_path / "two", *VIEWS, mode="feature")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = run(image_folder, tmp_path / "one", "--batch-size", "8", "--lr", str(read_rate(tmp_path / "two")))
+    together = without_times(rows(tmp_path / "two"))
+    assert [row["val_seen"] for row in together] == [10] * 5
+    for name in ("train_loss", "val_loss"):
+        assert [row[name] for row in together] == pytest.approx([row[name] for row in alone], rel=1e-4)
+
+
+def read_rate(out: Path) -> float:
+    """The recipe's highest learning rate in a run."""
+    recipe: Any = read(out, "config.json")["recipe"]
+    return float(recipe["learning_rate"])
