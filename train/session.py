@@ -258,7 +258,7 @@ class Session:
             "mode": self.options.mode,
             "model": self.options.model,
             "data": self.train_loader.source.name,
-            "loader": self.train_loader.name,
+            "loader": (loader.images if isinstance(loader := self.train_loader, FeatureViews) else loader).name,
             "recipe": self.options.recipe,
             "views": self.options.views,
             "device": device_name(self.learner.device),

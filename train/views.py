@@ -35,8 +35,10 @@ class FeatureViews(Loader):
         """
         assert config.views is not None
         assert not images.config.training
+        self.images = images
+        """What the features are computed of."""
         super().__init__(images.source, config)
-        self._images, self._learner, self._views = images, learner, config.views
+        self._learner, self._views = learner, config.views
         width = learner.model.fc.in_features
         shape = (config.views, len(images.source), width)
         self._features = torch.zeros(shape, dtype=config.dtype, device=config.device)
@@ -45,30 +47,30 @@ class FeatureViews(Loader):
 
     @property
     def bad_images(self) -> list[BadImage]:
-        return self._images.bad_images
+        return self.images.bad_images
 
     def prepare(self, progress: Progress | None = None) -> None:
-        self._images.prepare(progress)
+        self.images.prepare(progress)
 
     def close(self) -> None:
         super().close()
-        self._images.close()
+        self.images.close()
 
     def fill(self) -> Iterator[tuple[int, int]]:
         """Computes what the current epoch needs and is not there yet; yields (batches done, all) after each."""
         view = self.epoch % self._views
         if view in self._gone:
             return
-        self._images.set_epoch(view)
-        features, total = self._features[view].zero_(), len(self._images)
-        for done, (ids, batch) in enumerate(zip(self._images.rows(0), self._images, strict=True), 1):
+        self.images.set_epoch(view)
+        features, total = self._features[view].zero_(), len(self.images)
+        for done, (ids, batch) in enumerate(zip(self.images.rows(0), self.images, strict=True), 1):
             present = ids[ids != PADDING]  # padding comes last
             features[sent(present, features.device)] = self._learner.extract(batch.images)[: len(present)]
             yield done, total
         # Each process has filled its share; the others' are zero there, and whole numbers add up exactly.
         self._learner.world.sum(features.view(torch.int32))
         lost = torch.zeros(len(self.source), dtype=torch.int64, device=features.device)
-        lost[torch.tensor(sorted(self._images.lost), dtype=torch.int64, device=features.device)] = 1
+        lost[torch.tensor(sorted(self.images.lost), dtype=torch.int64, device=features.device)] = 1
         self._gone[view] = set(self._learner.world.sum(lost).nonzero()[:, 0].tolist())
 
     def _produce(self, start: int) -> Generator[Batch, None, None]:

@@ -29,7 +29,7 @@ ONE_READ = {
     "centre crop": PlanSpec(ResizeCenterCrop(20, 17), **FLIPS),
     "padded crop": PlanSpec(PaddedRandomCrop(10, 12, 6), **FLIPS),
 }
-SIDES = st.integers(1, 24)  # interpreted, each tap of each row takes about a millisecond
+SIDES = st.integers(1, 24)  # interpreted, each tap of each row takes milliseconds
 SIZES: list[tuple[int, int]] = [(9, 14), (1, 1), (3, 20)]
 
 

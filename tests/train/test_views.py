@@ -37,16 +37,18 @@ def computed_anew(images: Loader, config: Any, learner: Learner) -> Loader:
     return build_loader(images.source, config, loader=images.name)
 
 
-@pytest.mark.parametrize("loader", ["torchvision", "resident"])
+@pytest.mark.parametrize(("loader", "precision"), [("torchvision", "fp32"), ("resident", "fp32"), ("resident", "bf16")])
 def test_kept_features_train_what_images_train_to_the_bit(
-    image_folder: Path, tmp_path: Path, loader: str, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, loader: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = run(image_folder, tmp_path / "kept", "--loader", loader)
+    given = ["--loader", loader, "--precision", precision]
+    kept = run(image_folder, tmp_path / "kept", *given)
     monkeypatch.setattr(preparing, "FeatureViews", computed_anew)
-    assert run(image_folder, tmp_path / "anew", "--loader", loader) == kept
+    assert run(image_folder, tmp_path / "anew", *given) == kept
     ours, theirs = weights(tmp_path / "kept"), weights(tmp_path / "anew")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert read(tmp_path / "kept", "summary.json")["views"] == 2
+    summary = read(tmp_path / "kept", "summary.json")
+    assert (summary["views"], summary["loader"]) == (2, loader)
 
 
 def test_each_view_is_computed_once(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +193,17 @@ def read_rate(out: Path) -> float:
     """The recipe's highest learning rate in a run."""
     recipe: Any = read(out, "config.json")["recipe"]
     return float(recipe["learning_rate"])
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_kept_features_train_what_images_train_within_a_thousandth(
+    image_folder: Path, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels may be chosen anew for each run, and add up in another order."""
+    on_gpu = ["--device", "cuda", "--precision", precision, "--loader", "resident"]
+    kept = run(image_folder, tmp_path / "kept", *on_gpu)
+    monkeypatch.setattr(preparing, "FeatureViews", computed_anew)
+    anew = run(image_folder, tmp_path / "anew", *on_gpu)
+    for name in ("train_loss", "val_loss"):
+        assert [row[name] for row in kept] == pytest.approx([row[name] for row in anew], rel=1e-3)
