@@ -1,5 +1,6 @@
 """Whole runs through the command line, on small folders of images."""
 
+import gc
 import json
 import os
 import signal
@@ -127,6 +128,25 @@ def test_handlers_of_signals_are_put_back(image_folder: Path, tmp_path: Path) ->
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert main(arguments(image_folder, tmp_path / "run")) == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_garbage_is_collected_between_epochs_only(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    step = Learner.step
+
+    def watched(self: Learner, *given: Any) -> None:
+        seen.append(gc.isenabled())
+        step(self, *given)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    assert main(arguments(image_folder, tmp_path / "run")) == 0
+    assert seen == [False] * 12
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    assert main(arguments(image_folder, tmp_path / "diverged", "--lr", "1e20")) == 2
+    assert gc.isenabled()
 
 
 def test_out_of_time_ends_in_order(image_folder: Path, tmp_path: Path) -> None:
