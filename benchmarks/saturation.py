@@ -1,5 +1,6 @@
 """`saturation`: how near a mode comes to its ceiling with each loader, and what is lost on the way."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.arms import Batches, endless
+from benchmarks.arms import KEEPING_PIXELS, Batches, endless
 from benchmarks.cold import evict, files_of
 from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, row
@@ -43,7 +44,7 @@ class SaturationOptions(Windows):
     batch_size: OptionalInt = None
     """Images per step; the recipe's, unless given."""
     images: OptionalInt = None
-    """Length of an epoch; as many as the step manages in --seconds, unless given."""
+    """Length of an epoch; as many as step and loader manage in --seconds, unless given."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model; auto: on a GPU."""
 
@@ -97,13 +98,14 @@ def measure_mode(
     work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What one mode comes to, and its rows."""
-    images = options.images or epoch_images(work, options.seconds)
-    images = max(1, images // work.config.batch_size) * work.config.batch_size
+    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds)
+    lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
     arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
     for name in names:
         try:
-            this, its = feeding(work, name, images)
+            lengths[name] = options.images or epoch_images(work, name, step, options.seconds)
+            this, its = feeding(work, name, lengths[name])
         except InputError as refused:  # a set that does not fit, for one
             reporter.warn(f"{mode}: {name} is left out: {refused}")
             continue
@@ -118,13 +120,13 @@ def measure_mode(
     compare_with_baseline(by_name, fed, found)
     ceiling = by_name[CEILING]
     ceiling |= _shares(work, ceiling["images_per_second"])
-    for name, watched in _watched(work, fed, images):
+    for name, watched in _watched(work, fed, lengths, options.seconds):
         by_name[name] |= watched
     for one in rows:
         one["name"] = f"{mode}: {one['name']}"
     return {
         "ceiling": ceiling["images_per_second"],
-        "epoch_images": images,
+        "epoch_images": lengths,
         "batch_size": work.config.batch_size,
         "size": work.config.spec.size,
         "precision": str(work.learner.precision),
@@ -135,17 +137,29 @@ def measure_mode(
     }, rows
 
 
-def epoch_images(work: Workload, seconds: float) -> int:
-    """As many as the step manages in so many seconds, some batches at least, and no more than memory can hold."""
+def probed(arm: Arm, seconds: float) -> float:
+    """Images/s, roughly."""
+    return measure([arm], windows=1, seconds=seconds / 2)[arm.name].windows[0].rate
+
+
+def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
+    """As many as step and loader together manage in so many seconds, in whole batches.
+
+    Some batches at least, and no more than memory can hold. A slow loader's epochs are shorter, as a fast one's would
+    take it minutes.
+    """
     source, batch_size = work.session.train_loader.source, work.config.batch_size
-    steps = measure([Arm(CEILING, CEILING, work.ceiling)], windows=1, seconds=seconds / 2)[CEILING].windows[0].rate
+    rate = step
+    if name not in KEEPING_PIXELS:  # which would have to decode them first
+        few = _FEWEST_BATCHES * batch_size
+        rate = min(step, probed(Arm(ALONE, name, lambda: endless(work.loader(name, few))), seconds))
     fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
-    return max(_FEWEST_BATCHES * batch_size, int(min(fit, steps * seconds)))
+    return max(_FEWEST_BATCHES, int(min(fit, rate * seconds)) // batch_size) * batch_size
 
 
 def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
-    """A loader's arms: alone, end to end with a warm cache, and with a cold one where it reads files."""
-    fed, together = Fed(name), images // work.config.batch_size
+    """A loader's arms for epochs of so many images: alone, end to end, and with a cold cache where it reads files."""
+    fed, together = Fed(name), max(1, images // work.config.batch_size)
     loader = work.loader(name, images)
     warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
     arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
@@ -203,7 +217,8 @@ def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
     runs, arXiv 2007.06775); the fetch stall that of a cold epoch's time by which it exceeds a warm one's.
     """
     warm, ceiling, alone = (found[name].windows for name in (_fed_name(fed.name), CEILING, f"{fed.name} alone"))
-    saturation = median(ours.rate / step.rate for ours, step in zip(warm, ceiling, strict=True))
+    saturations = [ours.rate / step.rate for ours, step in zip(warm, ceiling, strict=True)]
+    saturation = median(saturations)
     fetch = None
     if fed.warm and fed.emptied:
         pairs = zip(found[f"{fed.name}, cold"].windows, found[fed.warm].windows, strict=True)
@@ -213,6 +228,8 @@ def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
     burnt = median(window.cpu_seconds / window.images for window in alone)
     return {
         "saturation": saturation,
+        "saturation_low": min(saturations),
+        "saturation_high": max(saturations),
         "prep_stall": max(0.0, 1 - saturation),
         "fetch_stall": fetch,
         "data_wait": median(fed.waits[-len(warm) :]) if fed.waits else None,
@@ -241,17 +258,20 @@ def _shares(work: Workload, rate: float) -> dict[str, float | None]:
     return {"arithmetic_share": None, "memory_share": None}
 
 
-def _watched(work: Workload, fed: list[Fed], images: int) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _watched(
+    work: Workload, fed: list[Fed], lengths: dict[str, int], seconds: float
+) -> Iterator[tuple[str, dict[str, float | None]]]:
     """What the driver says of the GPU while the ceiling, then each loader, runs for an epoch."""
     if work.config.device.type != "cuda":
         return
     runs = {CEILING: work.ceiling()} | {
-        _fed_name(this.name): work.end_to_end(work.loader(this.name, images), []) for this in fed
+        _fed_name(this.name): work.end_to_end(work.loader(this.name, lengths[this.name]), []) for this in fed
     }
     for name, batches in runs.items():
-        next(iter(batches))
+        next(batches)  # the first takes longer
         with GpuWatch(work.config.device) as watch:
-            for _ in range(images // work.config.batch_size - 1):
+            ends = time.perf_counter() + seconds
+            while time.perf_counter() < ends:
                 next(batches)
             synchronise(work.config.device)
         yield name, watch.seen
