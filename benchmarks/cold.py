@@ -42,8 +42,8 @@ def is_cached(file: Path) -> bool:
     """
     libc, answer = ctypes.CDLL(None), ctypes.c_ubyte(1)
     try:
-        address = np.memmap(file, np.uint8, "r", shape=(1,)).ctypes.data
-        libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(1), ctypes.byref(answer))
+        mapped = np.memmap(file, np.uint8, "r", shape=(1,))
+        libc.mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(1), ctypes.byref(answer))
     except (ValueError, AttributeError):  # an empty file; a system without it
         return True
     return bool(answer.value & 1)
