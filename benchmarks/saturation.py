@@ -165,7 +165,7 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
     arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
     loader.prepare()
     files = files_of(loader.source)
-    if files is None or name == "resident":
+    if not files or name == "resident":
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
     fed.warm, length = warm.name, images

@@ -8,11 +8,11 @@ import torch
 
 from benchmarks import saturation as saturating
 from benchmarks.__main__ import main
-from benchmarks.cold import evict, files_of, is_cached
+from benchmarks.cold import cached_share, evict, files_of
 from benchmarks.hardware import GpuWatch, peak_of, shares, work_per_image
 from benchmarks.measure import Found, Window
 from benchmarks.saturation import Fed, losses
-from loaders import open_data
+from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
 from tests.loaders.test_loader import numbered
 from train.models import build_model
 
@@ -84,17 +84,23 @@ def test_a_resnet18_does_what_is_published() -> None:
     assert model.conv1._forward_hooks == {}
 
 
-def test_files_leave_the_page_cache(image_folder: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_files_leave_the_page_cache(image_folder: Path, kept: bool) -> None:
     source, _ = open_data(str(image_folder), root=image_folder)
-    files = files_of(source)
-    assert files is not None
-    assert len(files) == 24
-    if not evict(files):
-        pytest.skip("this file system keeps its files in memory")
-    gone = next(file for file in files if not is_cached(file))
-    gone.read_bytes()
-    assert is_cached(gone)
-    assert files_of(numbered(4)) is None
+    spec = PlanSpec(RandomResizedCrop(16))
+    config = LoaderConfig(spec=spec, training=True, batch_size=4)
+    with build_loader(source, config, loader="streamed" if kept else "torchvision") as loader:
+        list(loader)
+        files = files_of(loader.source)
+        assert len(files) == (1 if kept else 24)
+        if not evict(files):
+            pytest.skip("this file system keeps its files in memory")
+        gone = next(file for file in files if cached_share(file) < 0.5)
+        gone.read_bytes()
+        assert cached_share(gone) == 1
+        loader.set_epoch(1)
+        assert len(list(loader)) == 6
+    assert files_of(numbered(4)) == []
 
 
 def test_the_command_measures_a_mode_against_its_ceiling(
