@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from statistics import median
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from train.models import Architecture
 from train.recipes import Mode, RecipeName
 
 CEILING, END_TO_END, ALONE, AUGMENT = "ceiling", "end to end", "loader alone", "device augmentation alone"
+
+Known = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 _MOST_BYTES = 4e9  # of decoded images in an epoch: `resident` keeps repeated ones, too
 _FEWEST_BATCHES = 4  # of an epoch
@@ -54,7 +57,7 @@ class SaturationOptions(Windows):
 
 
 def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep) -> None:
-    """One mode after the other; each is kept as soon as it is there."""
+    """One mode after the other; what is known is kept after each turn."""
     device = options.torch_device
     result: Result = {
         "theme": "saturation",
@@ -73,10 +76,14 @@ def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep)
             batch_size=options.batch_size,
             compile=options.compile,
         ) as work:
-            found, rows = measure_mode(work, mode, options, reporter)
-        result["modes"][mode] = found
-        result["rows"] += rows
-        keep(result)
+            measure_mode(work, mode, options, reporter, partial(_keep_mode, keep, result, mode))
+
+
+def _keep_mode(keep: Keep, result: Result, mode: Mode, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Keeps what is known of a mode, in the place of what was known of it before."""
+    others = [row for row in result["rows"] if not row["name"].startswith(f"{mode}: ")]
+    result["modes"][mode], result["rows"] = told, others + rows
+    keep(result)
 
 
 @dataclass
@@ -94,10 +101,8 @@ class Fed:
     """Why there is no fetch stall, if so."""
 
 
-def measure_mode(
-    work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What one mode comes to, and its rows."""
+def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter, known: Known) -> None:
+    """Measures one mode; `known` is told of it after each turn."""
     step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds)
     lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
@@ -112,18 +117,30 @@ def measure_mode(
         fed.append(this)
         arms += its
     with reporter.progress(f"saturation, {mode}") as show:
-        found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
-    rows = [row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms]
-    by_name = {row["name"]: row for row in rows}
+        found = measure(
+            arms,
+            windows=options.windows,
+            seconds=options.seconds,
+            tell=show,
+            after=lambda so_far: known(*summary(work, mode, arms, fed, lengths, so_far)),
+        )
+    told, rows = summary(work, mode, arms, fed, lengths, found)
+    by_name = {row["name"].removeprefix(f"{mode}: "): row for row in rows}
+    for name, watched in _watched(work, fed, lengths, options.seconds):
+        by_name[name] |= watched
+    known(told, rows)
+
+
+def summary(
+    work: Workload, mode: Mode, arms: list[Arm], fed: list[Fed], lengths: dict[str, int], found: dict[str, Found]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one mode comes to, and its rows."""
+    by_name = {arm.name: row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms}
     for this in fed:
         by_name[_fed_name(this.name)] |= losses(this, found)
     compare_with_baseline(by_name, fed, found)
     ceiling = by_name[CEILING]
     ceiling |= _shares(work, ceiling["images_per_second"])
-    for name, watched in _watched(work, fed, lengths, options.seconds):
-        by_name[name] |= watched
-    for one in rows:
-        one["name"] = f"{mode}: {one['name']}"
     return {
         "ceiling": ceiling["images_per_second"],
         "epoch_images": lengths,
@@ -134,7 +151,7 @@ def measure_mode(
         "memory_share": ceiling["memory_share"],
         "augmentation_share": ceiling["images_per_second"] / by_name[AUGMENT]["images_per_second"],
         "notes": {this.name: this.note for this in fed if this.note},
-    }, rows
+    }, [one | {"name": f"{mode}: {name}"} for name, one in by_name.items()]
 
 
 def probed(arm: Arm, seconds: float) -> float:
