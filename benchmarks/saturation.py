@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.arms import KEEPING_PIXELS, Batches, endless
 from benchmarks.cold import evict, files_of
@@ -17,8 +19,10 @@ from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
 from benchmarks.workload import Workload, synchronise, workload
-from loaders import InputError, available_loaders
+from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
+from loaders.device.batches import finished_batch, fused_kernels
+from loaders.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
@@ -213,18 +217,35 @@ def _fed_name(name: str) -> str:
 
 
 def _augmenting(work: Workload) -> Arm:
-    """What comes after the first read, on the device, for finished squares."""
+    """What the device does to finish a batch: on a GPU from whole images on, on a CPU after the first read."""
     loader, config = work.session.train_loader, work.config
 
     def batches() -> Batches:
-        _, plan = next(loader.planned(0))
-        shape = (config.batch_size, plan.read_size, plan.read_size, 3)
-        squares = torch.zeros(shape, dtype=torch.uint8, device=config.device).permute(0, 3, 1, 2)
-        labels = torch.zeros(config.batch_size, dtype=torch.int64)
-        for _ in count():
-            yield reference.finish(squares, plan, dtype=config.dtype), labels
+        ids, plan = next(loader.planned(0))
+        labels = torch.zeros(len(ids), dtype=torch.int64)
+        make = _from_images(loader, ids, plan) if config.device.type == "cuda" else _from_squares(loader, plan)
+        while True:
+            yield make(), labels
 
     return Arm(AUGMENT, AUGMENT, batches)
+
+
+def _from_images(loader: Loader, ids: NDArray[np.int64], plan: Plan) -> Callable[[], Tensor]:
+    """All of a plan, for black images of the right sizes."""
+    config, sizes = loader.config, loader.source.stored_sizes[ids].astype(np.int64)
+    places = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+    pixels = torch.zeros((int(places[-1]), 3), dtype=torch.uint8, device=config.device)
+    kernels = fused_kernels(config.device)
+    return lambda: finished_batch(
+        pixels, places[:-1], sizes[:, 1], plan, mean=config.mean, std=config.std, dtype=config.dtype, kernels=kernels
+    )
+
+
+def _from_squares(loader: Loader, plan: Plan) -> Callable[[], Tensor]:
+    """What comes after the first read."""
+    config, side = loader.config, plan.read_size
+    squares = torch.zeros((config.batch_size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return lambda: reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
 
 
 def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:

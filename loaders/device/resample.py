@@ -17,13 +17,11 @@ from torch import Tensor
 
 from loaders.device import reference
 from loaders.plan import Plan
-from loaders.stages import stage
 
 _MOST_VALUES = 1 << 26
 """Values of the largest intermediate result; batches that need more are read in parts."""
 
 
-@stage("resize")
 def first_reads(pixels: Tensor, starts: NDArray[np.int64], widths: NDArray[np.int64], plan: Plan) -> Tensor:
     """`reference.first_read` of B images that lie one behind the other.
 

@@ -121,3 +121,17 @@ def test_the_command_measures_a_mode_against_its_ceiling(
     assert rows["feature: fed by baseline"]["times_baseline"] == 1
     assert ceiling["arithmetic_share"] is None
     assert result["modes"]["feature"]["augmentation_share"] > 0
+
+
+def test_the_devices_work_alone_gives_whole_batches() -> None:
+    source = numbered(8)
+    config = LoaderConfig(spec=PlanSpec(RandomResizedCrop(8), horizontal_flip=0.5), training=True, batch_size=4)
+    loader = build_loader(source, config, loader="resident")
+    ids, plan = next(loader.planned(0))
+    for make in (saturating._from_images(loader, ids, plan), saturating._from_squares(loader, plan)):
+        images = make()
+        assert images.shape == (4, 3, 8, 8)
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(make(), images)
+        black = (0 - torch.tensor(config.mean)) / torch.tensor(config.std)
+        torch.testing.assert_close(images, black[:, None, None].expand(4, 3, 8, 8))
