@@ -78,7 +78,7 @@ profile: $(ready)
 	@$(python) $(launch) -m benchmarks profile $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
 	    $(if $(OUT),--out '$(OUT)') $(ARGS)
 
-gpu-check: $(ready)
+gpu-check: $(ready_dev)
 	@$(python) -m benchmarks gpu-check --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 readme-tables: $(ready)

@@ -1,5 +1,6 @@
 """What is measured: the ordinary loader as it is and tuned, and every loader of ours that can be used here."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.measure import Arm
-from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
+from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
@@ -61,11 +62,25 @@ def ours(task: Task) -> list[Arm]:
         return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)))
 
     found = []
+    refused = refusals(task)
     for name in available_loaders():
-        if name != "baseline":
+        if name != "baseline" and name not in refused:
             found += [arm(UINT8, f"{name}, uint8", name, torch.uint8), arm(FINISHED, name, name, task.dtype)]
     if decoding:
         found.append(arm(UINT8, "torchvision, uint8, scaled decoding", "torchvision", torch.uint8, scaled=True))
+    return found
+
+
+def refusals(task: Task) -> dict[str, str]:
+    """Loaders that can be used here, but not for this task, and why: a set that does not fit, for one."""
+    found = {}
+    for name in available_loaders():
+        try:
+            _loader(task, name, torch.uint8 if name != "baseline" else torch.float32)
+        except InputError as error:
+            found[name] = str(error)
+    if "baseline" in found:  # with which all are compared
+        raise InputError(found["baseline"])
     return found
 
 
@@ -121,17 +136,26 @@ def _pillow(task: Task, *, finished: bool) -> Dataset[Any]:
     return PillowDataset(task.source, np.arange(len(task.source)), transforms.Compose(staged))
 
 
+def _quiet(loader: DataLoader[Any]) -> Iterator[Any]:
+    """An epoch. That more workers than cores may be slow is known: that is what is tried."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return iter(loader)
+
+
 def repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
     """Batches of a DataLoader, epoch after epoch, on the task's device; its processes stay."""
-    loader = DataLoader(
-        dataset,
-        batch_size=task.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        drop_last=True,
-        pin_memory=task.device.type == "cuda",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            dataset,
+            batch_size=task.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            drop_last=True,
+            pin_memory=task.device.type == "cuda",
+        )
     while True:
-        for images, labels in loader:
+        for images, labels in _quiet(loader):
             yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)

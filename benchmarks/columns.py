@@ -43,6 +43,8 @@ COLUMNS = (
     Column("times_tuned", "× tuned", times, "against the same with the number of workers that serves it best"),
     Column("times_before", "× before", times, "against the rung below it"),
     Column("saturation", "saturation", percent, "whole epochs end to end ÷ ceiling"),
+    Column("saturation_low", "its low", percent, "the least of a turn"),
+    Column("saturation_high", "its high", percent, "the most of a turn"),
     Column("prep_stall", "prep stall", percent, "of a warm epoch's time, what exceeds the ceiling's"),
     Column("fetch_stall", "fetch stall", percent, "of a cold epoch's time, what exceeds a warm one's"),
     Column("data_wait", "waiting", percent, "for data, by the trainer's own clock"),

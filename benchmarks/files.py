@@ -54,10 +54,12 @@ def run_keep(options: KeepOptions) -> int:
 
 
 def result_name(result: Result) -> str:
-    """loaders-cpu-20261124-3f392b4030.json; the GPU by its name."""
+    """loaders-cpu-20261124-3f392b4030.json, saturation-gpu-h100-80gb-hbm3-20261124-3f392b4030.json."""
     environment = result.get("environment", {})
     gpus = environment.get("gpus") or []
-    on = re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-") if gpus else "cpu"
+    on = "cpu"
+    if gpus:
+        on = "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-")
     commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
     date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
     return f"{result['theme']}-{on}-{date}-{commit}.json"

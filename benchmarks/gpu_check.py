@@ -1,6 +1,7 @@
 """`gpu-check`: everything worth knowing of a GPU node, the most telling first, each result written at once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,8 @@ def parts(options: GpuCheckOptions, folder: Path) -> list[Part]:
 
     gpu_tests = ("-m", "pytest", "-q", "-m", "needs_cuda", "-p", "no:cacheprovider")
     return [
-        bench("saturation-finetune", "saturation", "--mode", "finetune"),
-        bench("saturation-feature", "saturation", "--mode", "feature"),
+        bench("saturation-finetune", "saturation", "--mode", "finetune", "--seconds", "1"),
+        bench("saturation-feature", "saturation", "--mode", "feature", "--seconds", "1"),
         Part("tests", gpu_tests, folder / "tests", 600),
         bench("profile-finetune", "profile", "finetune"),
         bench("profile-feature", "profile", "feature"),
@@ -114,7 +115,7 @@ def carried_out(part: Part, left: float | None, folder: Path) -> dict[str, Any]:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 timeout=min(limits, default=None),
-                cwd=Path(__file__).parent.parent,
+                env=os.environ | ({"FAIL_WITHOUT_CUDA": "1"} if torch.cuda.is_available() else {}),
             )
             told["state"] = "done" if ended.returncode == 0 else "failed"
         except subprocess.TimeoutExpired:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, tuning
+from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, refusals, tuning
 from benchmarks.measure import Arm, measure, rows
 from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, told
 from benchmarks.parts import parts
@@ -53,6 +53,7 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
             "demand": {"images_per_second": demand, "origin": origin},
             "tuning": tried,
             "plan_microseconds": plan_microseconds(task),
+            "notes": [f"{name} is left out: {why}" for name, why in refusals(task).items()],
             "rows": [row | {"cores_per_gpu": cores_needed(row, demand)} for row in measured],
         }
     )

@@ -65,11 +65,19 @@ class Found:
     windows: list[Window] = field(default_factory=list)
 
 
-def measure(arms: Sequence[Arm], *, windows: int, seconds: float, tell: Tell = lambda *_: None) -> dict[str, Found]:
+def measure(
+    arms: Sequence[Arm],
+    *,
+    windows: int,
+    seconds: float,
+    tell: Tell = lambda *_: None,
+    after: Callable[[dict[str, Found]], None] = lambda _: None,
+) -> dict[str, Found]:
     """So many windows of each arm, by its name, after a round of warming up.
 
     Args:
         seconds: length of a window, at least.
+        after: called after each turn of all arms with what was found so far, the last turn apart.
     """
     running: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
     found: dict[str, Found] = {}
@@ -83,6 +91,8 @@ def measure(arms: Sequence[Arm], *, windows: int, seconds: float, tell: Tell = l
         for place, arm in enumerate(arms):
             tell((1 + turn) * len(arms) + place, total, arm.name)
             found[arm.name].windows.append(_window(arm, running[arm.name], seconds))
+        if turn < windows - 1:
+            after(found)
     return found
 
 

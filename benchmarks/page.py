@@ -22,15 +22,14 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2re
 p, figcaption { color: var(--soft); margin: .3rem 0; }
 .said { border-left: 4px solid var(--mark); background: var(--box); padding: .7rem 1rem; color: var(--ink);
   font-size: 1.05rem; }
-.bar { display: grid; grid-template-columns: minmax(8rem, 20rem) 1fr; gap: 0 .8rem; align-items: center;
+.bar { display: grid; grid-template-columns: minmax(8rem, 20rem) 1fr 7.5rem; gap: 0 .8rem; align-items: center;
   margin: .25rem 0; font-size: .9rem; }
 .bar > span { overflow-wrap: anywhere; }
 .track { position: relative; height: 1.35rem; background: var(--box); }
 .fill { position: absolute; inset: 0 auto 0 0; background: var(--bar); } .noisy .fill { background: var(--faint); }
 .range { position: absolute; top: 50%; height: 2px; background: var(--ink); }
 .mark { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--mark); }
-.value { position: absolute; right: .4rem; top: 0; font-variant-numeric: tabular-nums; line-height: 1.35rem;
-  text-shadow: 0 0 3px var(--paper), 0 0 3px var(--paper), 0 0 3px var(--paper); }
+.value { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -42,7 +41,8 @@ svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .axis { str
 .legend span { display: inline-block; margin-right: 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; vertical-align: -1px; }
 details { margin: .6rem 0; } pre { overflow-x: auto; background: var(--box); padding: .7rem; font-size: .8rem; }
-@media (max-width: 36rem) { body { padding: .8rem; } .bar { grid-template-columns: 1fr; } }
+@media (max-width: 36rem) { body { padding: .8rem; } .bar { grid-template-columns: 1fr 6.5rem; }
+  .bar > :first-child { grid-column: 1 / -1; } }
 """
 
 COLOURS = {
@@ -115,9 +115,8 @@ def _rate(row: dict[str, Any], most: float) -> str:
     inside = (
         f'<div class="fill" style="width:{middle:.2f}%"></div>'
         f'<div class="range" style="left:{low:.2f}%;width:{max(0.2, high - low):.2f}%"></div>'
-        f'<div class="value">{number(row["images_per_second"])}{" (noisy)" if row.get("noisy") else ""}</div>'
     )
-    return _bar(row["name"], inside, noisy=bool(row.get("noisy")))
+    return _bar(row["name"], inside, number(row["images_per_second"]), noisy=bool(row.get("noisy")))
 
 
 def _saturation(rows: list[dict[str, Any]]) -> list[str]:
@@ -129,16 +128,20 @@ def _saturation(rows: list[dict[str, Any]]) -> list[str]:
         _bar(
             row["name"],
             f'<div class="fill" style="width:{100 * row["saturation"] / most:.2f}%"></div>'
-            f'<div class="mark" style="left:{100 * _PASS_MARK / most:.2f}%"></div>'
-            f'<div class="value">{percent(row["saturation"])}</div>',
+            f'<div class="mark" style="left:{100 * _PASS_MARK / most:.2f}%"></div>',
+            percent(row["saturation"]),
+            noisy=bool(row.get("noisy")),
         )
         for row in sorted(measured, key=lambda row: -row["saturation"])
     )
     return [f"<h2>Saturation</h2><p>end to end ÷ ceiling, whole epochs; the mark is {percent(_PASS_MARK)}</p>{bars}"]
 
 
-def _bar(name: str, inside: str, *, noisy: bool = False) -> str:
-    return f'<div class="bar{" noisy" * noisy}"><span>{escape(name)}</span><div class="track">{inside}</div></div>'
+def _bar(name: str, inside: str, value: str, *, noisy: bool = False) -> str:
+    told = f'<span class="value">{escape(value)}{" (noisy)" * noisy}</span>'
+    return (
+        f'<div class="bar{" noisy" * noisy}"><span>{escape(name)}</span><div class="track">{inside}</div>{told}</div>'
+    )
 
 
 def _stages(result: Result) -> list[str]:
@@ -151,8 +154,8 @@ def _stages(result: Result) -> list[str]:
         _bar(
             f"{row['stage']} ({row['where']})",
             f'<div class="fill" style="width:{100 * row["microseconds_per_image"] / most:.2f}%;'
-            f'background:{COLOURS.get(row["stage"], "#888")}"></div>'
-            f'<div class="value">{number(row["microseconds_per_image"])} µs</div>',
+            f'background:{COLOURS.get(row["stage"], "#888")}"></div>',
+            f"{number(row['microseconds_per_image'])} µs",
         )
         for row in stages
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from benchmarks.diagnosis import Measured, diagnose
 from benchmarks.measure import NOISY, cpu_seconds
 from benchmarks.options import Keep, OptionalInt, OptionalPath, Result, Where, told
 from benchmarks.workload import Workload, synchronise, workload
-from loaders import Batch, InputError, available_loaders
+from loaders import Batch, InputError, available_loaders, build_loader
 from loaders.machine import usable_cores
 from loaders.stages import ON_DEVICE, Recorder, Span, Stage, Total, recording, stage
 from train.clock import EpochClock
@@ -194,8 +195,17 @@ def measured_of(seen: Seen, work: Workload) -> Measured:
         cpu_seconds=seen.cpu_seconds,
         copying=(totals["copy"].device or 0.0) if cuda and "copy" in totals else 0.0,
         queue=sum(done / under_way for done, under_way in waited) / len(waited) if waited else None,
-        available=frozenset(available_loaders()),
+        available=frozenset(filter(partial(can_serve, work), available_loaders())),
     )
+
+
+def can_serve(work: Workload, name: str) -> bool:
+    """Whether a loader takes this data set on this machine: it may not fit, for one."""
+    try:
+        build_loader(work.session.train_loader.source, work.config, loader=name)
+    except InputError:
+        return False
+    return True
 
 
 def described(options: ProfileOptions, work: Workload, seen: Seen) -> Result:

@@ -51,7 +51,7 @@ def with_tables(text: str, root: Path) -> str:
         kind, file = found[2], found[3]
         if kind not in TABLES:
             raise InputError(f"README: there is no table {kind}; there are {', '.join(TABLES)}")
-        return f"{found[1]}{TABLES[kind](read(root / file))}{found[4]}"
+        return f"{found[1]}{TABLES[kind](found[4], read(root / file))}{found[5]}"
 
     return _TABLE.sub(table, text)
 
@@ -68,8 +68,31 @@ def rates(result: Result, keys: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[Result], str]] = {
-    "loaders": lambda result: rates(result, _LOADERS),
-    "saturation": lambda result: rates(result, _SATURATION),
+def runs(table: str, result: Result) -> str:
+    """Figures of training runs; the first two cells of each line, what was run and how, are the README's own.
+
+    Raises:
+        InputError: when table and result have not as many runs.
+    """
+    head, rule, *lines = table.strip().splitlines()
+    if len(lines) != len(result["rows"]):
+        raise InputError(f"README: a table of {len(lines)} runs, and {len(result['rows'])} in its result")
+    filled = [
+        "|".join(line.split("|")[:3]) + "| " + " | ".join(_run_cells(row["summary"])) + " |"
+        for line, row in zip(lines, result["rows"], strict=True)
+    ]
+    return "\n".join([head, rule, *filled]) + "\n"
+
+
+def _run_cells(summary: Result) -> list[str]:
+    accuracies = [f"{summary[key]:.1%}".replace("%", " %") for key in ("val_top1", "last_val_top1")]
+    wait = f"{summary['data_wait']:.0%}".replace("%", " %")
+    return [*accuracies, f"{summary['seconds']:.0f} s", f"{summary['images_per_second']:.0f}", wait]
+
+
+TABLES: dict[str, Callable[[str, Result], str]] = {
+    "loaders": lambda _, result: rates(result, _LOADERS),
+    "saturation": lambda _, result: rates(result, _SATURATION),
+    "runs": runs,
 }
-"""Kind → what writes it. Another theme's table gets a function of its own here."""
+"""Kind → what writes it, from the table as it is and its result."""

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ class Keeper:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.result: Result | None = None
+        self._date = f"{datetime.now():%Y-%m-%d}"
 
     def __call__(self, result: Result) -> None:
         """Writes bench.json, then what is drawn from it."""
-        self.result = result
-        write(result, self.folder)
-        draw(result, self.folder)
+        self.result = {"theme": result["theme"], "date": self._date} | result
+        write(self.result, self.folder)
+        draw(self.result, self.folder)
 
     def conclude(self) -> None:
         """Prints the table, where everything lies, and the result as one line of JSON."""

@@ -1,28 +1,36 @@
 """`saturation`: how near a mode comes to its ceiling with each loader, and what is lost on the way."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from benchmarks.arms import Batches, endless
+from benchmarks.arms import KEEPING_PIXELS, Batches, endless
 from benchmarks.cold import evict, files_of
 from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
 from benchmarks.workload import Workload, synchronise, workload
-from loaders import InputError, available_loaders
+from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
+from loaders.device.batches import finished_batch, fused_kernels
+from loaders.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
 from train.recipes import Mode, RecipeName
 
 CEILING, END_TO_END, ALONE, AUGMENT = "ceiling", "end to end", "loader alone", "device augmentation alone"
+
+Known = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 _MOST_BYTES = 4e9  # of decoded images in an epoch: `resident` keeps repeated ones, too
 _FEWEST_BATCHES = 4  # of an epoch
@@ -43,7 +51,7 @@ class SaturationOptions(Windows):
     batch_size: OptionalInt = None
     """Images per step; the recipe's, unless given."""
     images: OptionalInt = None
-    """Length of an epoch; as many as the step manages in --seconds, unless given."""
+    """Length of an epoch; as many as step and loader manage in --seconds, unless given."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model; auto: on a GPU."""
 
@@ -53,7 +61,7 @@ class SaturationOptions(Windows):
 
 
 def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep) -> None:
-    """One mode after the other; each is kept as soon as it is there."""
+    """One mode after the other; what is known is kept after each turn."""
     device = options.torch_device
     result: Result = {
         "theme": "saturation",
@@ -72,10 +80,14 @@ def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep)
             batch_size=options.batch_size,
             compile=options.compile,
         ) as work:
-            found, rows = measure_mode(work, mode, options, reporter)
-        result["modes"][mode] = found
-        result["rows"] += rows
-        keep(result)
+            measure_mode(work, mode, options, reporter, partial(_keep_mode, keep, result, mode))
+
+
+def _keep_mode(keep: Keep, result: Result, mode: Mode, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Keeps what is known of a mode, in the place of what was known of it before."""
+    others = [row for row in result["rows"] if not row["name"].startswith(f"{mode}: ")]
+    result["modes"][mode], result["rows"] = told, others + rows
+    keep(result)
 
 
 @dataclass
@@ -93,38 +105,49 @@ class Fed:
     """Why there is no fetch stall, if so."""
 
 
-def measure_mode(
-    work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What one mode comes to, and its rows."""
-    images = options.images or epoch_images(work, options.seconds)
-    images = max(1, images // work.config.batch_size) * work.config.batch_size
+def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter, known: Known) -> None:
+    """Measures one mode; `known` is told of it after each turn."""
+    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds)
+    lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
     arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
     for name in names:
         try:
-            this, its = feeding(work, name, images)
+            lengths[name] = options.images or epoch_images(work, name, step, options.seconds)
+            this, its = feeding(work, name, lengths[name])
         except InputError as refused:  # a set that does not fit, for one
             reporter.warn(f"{mode}: {name} is left out: {refused}")
             continue
         fed.append(this)
         arms += its
     with reporter.progress(f"saturation, {mode}") as show:
-        found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
-    rows = [row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms]
-    by_name = {row["name"]: row for row in rows}
+        found = measure(
+            arms,
+            windows=options.windows,
+            seconds=options.seconds,
+            tell=show,
+            after=lambda so_far: known(*summary(work, mode, arms, fed, lengths, so_far)),
+        )
+    told, rows = summary(work, mode, arms, fed, lengths, found)
+    by_name = {row["name"].removeprefix(f"{mode}: "): row for row in rows}
+    for name, watched in _watched(work, fed, lengths, options.seconds):
+        by_name[name] |= watched
+    known(told, rows)
+
+
+def summary(
+    work: Workload, mode: Mode, arms: list[Arm], fed: list[Fed], lengths: dict[str, int], found: dict[str, Found]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one mode comes to, and its rows."""
+    by_name = {arm.name: row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms}
     for this in fed:
         by_name[_fed_name(this.name)] |= losses(this, found)
     compare_with_baseline(by_name, fed, found)
     ceiling = by_name[CEILING]
     ceiling |= _shares(work, ceiling["images_per_second"])
-    for name, watched in _watched(work, fed, images):
-        by_name[name] |= watched
-    for one in rows:
-        one["name"] = f"{mode}: {one['name']}"
     return {
         "ceiling": ceiling["images_per_second"],
-        "epoch_images": images,
+        "epoch_images": lengths,
         "batch_size": work.config.batch_size,
         "size": work.config.spec.size,
         "precision": str(work.learner.precision),
@@ -132,26 +155,38 @@ def measure_mode(
         "memory_share": ceiling["memory_share"],
         "augmentation_share": ceiling["images_per_second"] / by_name[AUGMENT]["images_per_second"],
         "notes": {this.name: this.note for this in fed if this.note},
-    }, rows
+    }, [one | {"name": f"{mode}: {name}"} for name, one in by_name.items()]
 
 
-def epoch_images(work: Workload, seconds: float) -> int:
-    """As many as the step manages in so many seconds, some batches at least, and no more than memory can hold."""
+def probed(arm: Arm, seconds: float) -> float:
+    """Images/s, roughly."""
+    return measure([arm], windows=1, seconds=seconds / 2)[arm.name].windows[0].rate
+
+
+def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
+    """As many as step and loader together manage in so many seconds, in whole batches.
+
+    Some batches at least, and no more than memory can hold. A slow loader's epochs are shorter, as a fast one's would
+    take it minutes.
+    """
     source, batch_size = work.session.train_loader.source, work.config.batch_size
-    steps = measure([Arm(CEILING, CEILING, work.ceiling)], windows=1, seconds=seconds / 2)[CEILING].windows[0].rate
+    rate = step
+    if name not in KEEPING_PIXELS:  # which would have to decode them first
+        few = _FEWEST_BATCHES * batch_size
+        rate = min(step, probed(Arm(ALONE, name, lambda: endless(work.loader(name, few))), seconds))
     fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
-    return max(_FEWEST_BATCHES * batch_size, int(min(fit, steps * seconds)))
+    return max(_FEWEST_BATCHES, int(min(fit, rate * seconds)) // batch_size) * batch_size
 
 
 def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
-    """A loader's arms: alone, end to end with a warm cache, and with a cold one where it reads files."""
-    fed, together = Fed(name), images // work.config.batch_size
+    """A loader's arms for epochs of so many images: alone, end to end, and with a cold cache where it reads files."""
+    fed, together = Fed(name), max(1, images // work.config.batch_size)
     loader = work.loader(name, images)
     warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
     arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
     loader.prepare()
     files = files_of(loader.source)
-    if files is None or name == "resident":
+    if not files or name == "resident":
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
     fed.warm, length = warm.name, images
@@ -182,18 +217,35 @@ def _fed_name(name: str) -> str:
 
 
 def _augmenting(work: Workload) -> Arm:
-    """What comes after the first read, on the device, for finished squares."""
+    """What the device does to finish a batch: on a GPU from whole images on, on a CPU after the first read."""
     loader, config = work.session.train_loader, work.config
 
     def batches() -> Batches:
-        _, plan = next(loader.planned(0))
-        shape = (config.batch_size, plan.read_size, plan.read_size, 3)
-        squares = torch.zeros(shape, dtype=torch.uint8, device=config.device).permute(0, 3, 1, 2)
-        labels = torch.zeros(config.batch_size, dtype=torch.int64)
-        for _ in count():
-            yield reference.finish(squares, plan, dtype=config.dtype), labels
+        ids, plan = next(loader.planned(0))
+        labels = torch.zeros(len(ids), dtype=torch.int64)
+        make = _from_images(loader, ids, plan) if config.device.type == "cuda" else _from_squares(loader, plan)
+        while True:
+            yield make(), labels
 
     return Arm(AUGMENT, AUGMENT, batches)
+
+
+def _from_images(loader: Loader, ids: NDArray[np.int64], plan: Plan) -> Callable[[], Tensor]:
+    """All of a plan, for black images of the right sizes."""
+    config, sizes = loader.config, loader.source.stored_sizes[ids].astype(np.int64)
+    places = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+    pixels = torch.zeros((int(places[-1]), 3), dtype=torch.uint8, device=config.device)
+    kernels = fused_kernels(config.device)
+    return lambda: finished_batch(
+        pixels, places[:-1], sizes[:, 1], plan, mean=config.mean, std=config.std, dtype=config.dtype, kernels=kernels
+    )
+
+
+def _from_squares(loader: Loader, plan: Plan) -> Callable[[], Tensor]:
+    """What comes after the first read."""
+    config, side = loader.config, plan.read_size
+    squares = torch.zeros((config.batch_size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return lambda: reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
 
 
 def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
@@ -203,7 +255,8 @@ def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
     runs, arXiv 2007.06775); the fetch stall that of a cold epoch's time by which it exceeds a warm one's.
     """
     warm, ceiling, alone = (found[name].windows for name in (_fed_name(fed.name), CEILING, f"{fed.name} alone"))
-    saturation = median(ours.rate / step.rate for ours, step in zip(warm, ceiling, strict=True))
+    saturations = [ours.rate / step.rate for ours, step in zip(warm, ceiling, strict=True)]
+    saturation = median(saturations)
     fetch = None
     if fed.warm and fed.emptied:
         pairs = zip(found[f"{fed.name}, cold"].windows, found[fed.warm].windows, strict=True)
@@ -213,6 +266,8 @@ def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:
     burnt = median(window.cpu_seconds / window.images for window in alone)
     return {
         "saturation": saturation,
+        "saturation_low": min(saturations),
+        "saturation_high": max(saturations),
         "prep_stall": max(0.0, 1 - saturation),
         "fetch_stall": fetch,
         "data_wait": median(fed.waits[-len(warm) :]) if fed.waits else None,
@@ -241,17 +296,20 @@ def _shares(work: Workload, rate: float) -> dict[str, float | None]:
     return {"arithmetic_share": None, "memory_share": None}
 
 
-def _watched(work: Workload, fed: list[Fed], images: int) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _watched(
+    work: Workload, fed: list[Fed], lengths: dict[str, int], seconds: float
+) -> Iterator[tuple[str, dict[str, float | None]]]:
     """What the driver says of the GPU while the ceiling, then each loader, runs for an epoch."""
     if work.config.device.type != "cuda":
         return
     runs = {CEILING: work.ceiling()} | {
-        _fed_name(this.name): work.end_to_end(work.loader(this.name, images), []) for this in fed
+        _fed_name(this.name): work.end_to_end(work.loader(this.name, lengths[this.name]), []) for this in fed
     }
     for name, batches in runs.items():
-        next(iter(batches))
+        next(batches)  # the first takes longer
         with GpuWatch(work.config.device) as watch:
-            for _ in range(images // work.config.batch_size - 1):
+            ends = time.perf_counter() + seconds
+            while time.perf_counter() < ends:
                 next(batches)
             synchronise(work.config.device)
         yield name, watch.seen

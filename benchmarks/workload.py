@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.arms import Batches, long_epochs
 from benchmarks.measure import Arm, measure
@@ -35,6 +36,8 @@ class Workload:
         self.learner: Learner = session.learner
         self.config = session.train_loader.config
         self.learner.start_epoch()
+        # The run's own schedule ends with its last step; here there may be more of them.
+        self.learner.scheduler = LambdaLR(self.learner.optimizer, lambda _: 1.0)
         self._tally = Tally(self.learner.device)
         self._finished: list[Batch] | None = None
 

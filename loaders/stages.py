@@ -20,8 +20,8 @@ Stage = Literal["plan", "read", "decode", "resize", "copy", "augment", "forward"
 """Order and plan, bytes from disk, bytes → pixels, the first read, host → device, all after it, the step's three parts,
 and what the step waits for data."""
 
-ON_DEVICE: frozenset[Stage] = frozenset({"copy", "augment", "forward", "backward", "optimizer"})
-"""Stages whose work a GPU does, after the host has asked for it."""
+ON_DEVICE: frozenset[Stage] = frozenset({"resize", "copy", "augment", "forward", "backward", "optimizer"})
+"""Stages whose work a GPU does when the thread that runs the step has asked for it."""
 
 
 class Span(NamedTuple):
@@ -74,7 +74,7 @@ class Recorder:
             traced.__enter__()
         if self._cuda:
             torch.cuda.nvtx.range_push(name)
-            event = self._mark() if name in ON_DEVICE else None
+            event = self._mark() if name in ON_DEVICE and threading.get_ident() == self._main else None
         self._stack.append(_Open(name, event, traced, time.perf_counter()))
 
     def end(self) -> None:

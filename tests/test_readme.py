@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.readme_tables import with_tables
 from loaders import open_data
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,14 +24,21 @@ def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.Mo
     assert len(names["loader"]) == len(open_data("photos", root=Path())[0]) // 8  # type: ignore[arg-type]
 
 
+def test_every_table_equals_the_results_it_names() -> None:
+    assert README.count("<!-- table: ") >= 1
+    assert with_tables(README, ROOT) == README  # else: make readme-tables
+
+
 def test_every_option_named_exists() -> None:
+    from benchmarks.__main__ import MEASURED, OTHERS
     from train.options import Options
 
+    measuring = {name for options, _ in (MEASURED | OTHERS).values() for name in options.__dataclass_fields__}
     named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]+", README)} - {
         "help",
         "tyro_write_completion",
     }
-    assert named <= set(Options.__dataclass_fields__)
+    assert named <= set(Options.__dataclass_fields__) | measuring
 
 
 def test_every_accuracy_is_the_one_in_the_results() -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loaders import stages
 from loaders.backends.host import HostLoader
 from loaders.build_cache import with_kept_pixels
 from loaders.device.batches import finished_batch, fused_kernels
@@ -87,6 +88,7 @@ class StreamedLoader(HostLoader):
             for slot in self._allocated():
                 self._gather_next(pool, rows, slot, moving)
             while moving:
+                stages.note_queue(all(task.done() for task in batch.tasks) for batch in moving)
                 head = moving.popleft()
                 head.send(wait=True)
                 for other in moving:  # so that copies run beside what the device computes now
@@ -187,6 +189,7 @@ def stage(plan: Plan, starts: NDArray[np.int64], sizes: NDArray[np.int32]) -> St
     return Staged(begins, places, widths, replace(plan, box=box))
 
 
+@stages.stage("read")
 def gather(flat: NDArray[np.uint8], staged: Staged, rows: slice, out: NDArray[np.uint8]) -> None:
     """Copies what some samples of a batch need into its staging memory.
 
@@ -256,7 +259,8 @@ class Slot:
             return
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read)
-            self._landing[:count].copy_(self._host[:count], non_blocking=True)
+            with stages.stage("copy"):
+                self._landing[:count].copy_(self._host[:count], non_blocking=True)
             self._copied.record(self._stream)
 
     def landed(self, count: int) -> Tensor:

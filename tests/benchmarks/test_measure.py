@@ -60,7 +60,15 @@ def test_arms_take_turns_and_their_rates_are_what_they_work(clock: Clock) -> Non
     order: list[str] = []
     arms = [working(clock, 1 / 100, order, "slow"), working(clock, 1 / 400, order, "fast")]
     told: list[tuple[int, int, str]] = []
-    found = measure(arms, windows=3, seconds=2.0, tell=lambda *given: told.append(given))
+    known: list[int] = []
+    found = measure(
+        arms,
+        windows=3,
+        seconds=2.0,
+        tell=lambda *given: told.append(given),
+        after=lambda so_far: known.extend(len(one.windows) for one in so_far.values()),
+    )
+    assert known == [1, 1, 2, 2]
     turns = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
     assert turns == ["slow", "fast"] * 4  # the first of them to warm up
     assert [done for done, _, _ in told] == list(range(8))

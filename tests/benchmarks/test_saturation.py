@@ -8,11 +8,13 @@ import torch
 
 from benchmarks import saturation as saturating
 from benchmarks.__main__ import main
-from benchmarks.cold import evict, files_of, is_cached
+from benchmarks.cold import cached_share, evict, files_of
 from benchmarks.hardware import GpuWatch, peak_of, shares, work_per_image
 from benchmarks.measure import Found, Window
+from benchmarks.options import Where
 from benchmarks.saturation import Fed, losses
-from loaders import open_data
+from benchmarks.workload import workload
+from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
 from tests.loaders.test_loader import numbered
 from train.models import build_model
 
@@ -84,34 +86,64 @@ def test_a_resnet18_does_what_is_published() -> None:
     assert model.conv1._forward_hooks == {}
 
 
-def test_files_leave_the_page_cache(image_folder: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_files_leave_the_page_cache(image_folder: Path, kept: bool) -> None:
     source, _ = open_data(str(image_folder), root=image_folder)
-    files = files_of(source)
-    assert files is not None
-    assert len(files) == 24
-    if not evict(files):
-        pytest.skip("this file system keeps its files in memory")
-    gone = next(file for file in files if not is_cached(file))
-    gone.read_bytes()
-    assert is_cached(gone)
-    assert files_of(numbered(4)) is None
+    spec = PlanSpec(RandomResizedCrop(16))
+    config = LoaderConfig(spec=spec, training=True, batch_size=4)
+    with build_loader(source, config, loader="streamed" if kept else "torchvision") as loader:
+        list(loader)
+        files = files_of(loader.source)
+        assert len(files) == (1 if kept else 24)
+        if not evict(files):
+            pytest.skip("this file system keeps its files in memory")
+        gone = next(file for file in files if cached_share(file) < 0.5)
+        gone.read_bytes()
+        assert cached_share(gone) == 1
+        loader.set_epoch(1)
+        assert len(list(loader)) == 6
+    assert files_of(numbered(4)) == []
 
 
 def test_the_command_measures_a_mode_against_its_ceiling(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(saturating, "available_loaders", lambda: ["torchvision", "resident", "baseline"])
-    small = ["--size", "32", "--batch-size", "4", "--windows", "1", "--seconds", "0.01", "--images", "8"]
+    small = ["--size", "32", "--batch-size", "4", "--windows", "2", "--seconds", "0.01", "--images", "8"]
     given = ["saturation", "--mode", "feature", "--data", str(image_folder), "--device", "cpu", *small]
     assert main([*given, "--out", str(tmp_path / "out"), "--only", "torchvision"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["name"]: row for row in result["rows"]}
     assert "feature: fed by resident" not in rows
     fed, ceiling = rows["feature: fed by torchvision"], rows["feature: ceiling"]
-    assert fed["saturation"] == pytest.approx(fed["images_per_second"] / ceiling["images_per_second"])
+    ratios = [ours / step for ours, step in zip(fed["windows"], ceiling["windows"], strict=True)]
+    assert fed["saturation"] == pytest.approx(sum(ratios) / 2)
+    assert (fed["saturation_low"], fed["saturation_high"]) == pytest.approx((min(ratios), max(ratios)))
     assert 0 <= fed["data_wait"] <= 1
     assert fed["prep_stall"] == max(0, 1 - fed["saturation"])
     assert (fed["fetch_stall"] is None) == ("torchvision" in result["modes"]["feature"]["notes"])
     assert rows["feature: fed by baseline"]["times_baseline"] == 1
     assert ceiling["arithmetic_share"] is None
     assert result["modes"]["feature"]["augmentation_share"] > 0
+
+
+def test_the_devices_work_alone_gives_whole_batches() -> None:
+    source = numbered(8)
+    config = LoaderConfig(spec=PlanSpec(RandomResizedCrop(8), horizontal_flip=0.5), training=True, batch_size=4)
+    loader = build_loader(source, config, loader="resident")
+    ids, plan = next(loader.planned(0))
+    for make in (saturating._from_images(loader, ids, plan), saturating._from_squares(loader, plan)):
+        images = make()
+        assert images.shape == (4, 3, 8, 8)
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(make(), images)
+        black = (0 - torch.tensor(config.mean)) / torch.tensor(config.std)
+        torch.testing.assert_close(images, black[:, None, None].expand(4, 3, 8, 8))
+
+
+def test_steps_beyond_the_runs_own_are_no_error(image_folder: Path) -> None:
+    where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
+    with workload(where, "feature", size=32, batch_size=4, epochs=1, precision="fp32") as work:
+        total = 3 * max(work.learner.steps, 20)
+        for _, (images, labels) in zip(range(total), work.ceiling(), strict=False):
+            assert len(images) == len(labels) == 4

@@ -1,0 +1,72 @@
+"""The profile command and the runs to accuracy, on a few images."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+
+
+def small(image_folder: Path, out: Path) -> list[str]:
+    where = ["--data", str(image_folder), "--root", str(image_folder), "--out", str(out), "--workers", "1"]
+    return [*where, "--device", "cpu", "--size", "32", "--batch-size", "4", "--weights", "none"]
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
+    said = capsys.readouterr().out
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return said, result
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch.profiler, about a GPU that is not there
+@pytest.mark.parametrize("mode", ["feature", "finetune"])
+def test_a_profile_tells_stages_timeline_trace_and_one_sentence(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(["profile", mode, *small(image_folder, out), "--steps", "6", "--trace-steps", "2"]) == 0
+    said, result = last_line(capsys)
+    assert result["diagnosis"]["sentence"] in said
+    assert "nsys profile --trace=cuda,nvtx,osrt,cudnn,cublas --capture-range=cudaProfilerApi" in said
+    stages = [row["stage"] for row in result["stages"]]
+    assert {"read", "decode", "resize", "augment", "forward", "backward", "optimizer", "wait"} <= set(stages)
+    assert {span["thread"] for span in result["timeline"]} >= {"step"}
+    assert all(0 <= span["begin"] <= span["end"] for span in result["timeline"])
+    assert result["measured"]["images"] == 24
+    (row,) = result["rows"]
+    assert row["low"] <= row["images_per_second"] <= row["high"]
+    with gzip.open(out / "trace-rank0.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    named = [event.get("name") for event in events]
+    assert {"forward", "backward", "optimizer"} <= set(named)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bench.json", "bench.png", "report.html", "trace-rank0.json.gz",
+    ]  # fmt: skip
+    assert json.loads((out / "bench.json").read_text()) == result
+
+
+def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "feature", "--steps", "2"])
+    assert ended.value.code == 2
+    assert "--steps 2: expected 5 or more" in capsys.readouterr().err
+
+
+def test_runs_to_accuracy_lie_side_by_side(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = ["train", "--mode", "feature", "--loader", "torchvision", "--epochs", "1", *small(image_folder, out)]
+    assert main(given) == 0
+    _, result = last_line(capsys)
+    assert [row["name"] for row in result["rows"]] == ["feature, baseline", "feature, torchvision"]
+    baseline, ours = result["rows"]
+    assert baseline["times_baseline"] == 1
+    assert ours["times_baseline"] == pytest.approx(baseline["minutes"] / ours["minutes"])
+    assert [run["val_top1"] for run in result["runs"]] == [row["val_top1"] for row in result["rows"]]
+    assert {run["val_seen"] for run in result["runs"]} == {10}
+    assert main(given) == 2
+    assert "holds another run: choose another OUT" in capsys.readouterr().err

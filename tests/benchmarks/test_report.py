@@ -1,0 +1,194 @@
+"""Results as page, picture and tables; drawn anew, kept, compared."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import files
+from benchmarks.__main__ import main
+from benchmarks.columns import number, percent
+from benchmarks.compare import compare, slower
+from benchmarks.files import result_name
+from benchmarks.page import page
+from benchmarks.readme_tables import with_tables
+from loaders import InputError
+
+HARMLESS = {"meta", "br", "rect", "line"}
+
+
+def row(name: str, rate: float, spread: float = 0.0, **more: Any) -> dict[str, Any]:
+    low, high = rate * (1 - spread), rate * (1 + spread)
+    return {"group": "g", "name": name, "images_per_second": rate, "low": low, "high": high, **more}
+
+
+def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    environment = {"commit": "0123456789abcdef+", "processor": "a CPU", "usable_cores": 2, "gpus": []}
+    options = {"data": "<b>sample</b>"}
+    return {"theme": "loaders", "environment": environment, "options": options, "rows": list(rows), **more}
+
+
+FULL = result(
+    row("fast & <new>", 200, 0.3, noisy=True, saturation=0.98, times_baseline=2.0),
+    row("slow", 100, 0.02, times_baseline=1.0),
+    diagnosis={"sentence": "decoding limits: <all> cores busy."},
+    stages=[{"stage": "decode", "where": "other threads", "seconds": 1.0, "microseconds_per_image": 812.0}],
+    timeline=[
+        {"stage": "wait", "thread": "step", "begin": 0.0, "end": 0.01},
+        {"stage": "decode", "thread": "thread 1", "begin": 0.002, "end": 0.008},
+    ],
+)
+
+
+class Balanced(HTMLParser):
+    """Notes text, and tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in HARMLESS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in HARMLESS:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_one_file_and_says_it_all() -> None:
+    text = page(FULL)
+    parsed = Balanced()
+    parsed.feed(text)
+    assert not parsed.open
+    assert not parsed.links
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+    for told in ("fast & <new>", "<b>sample</b>", "decoding limits: <all> cores busy.", "98 %", "(noisy)", "812 µs"):
+        assert told in parsed.text
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+    assert text.count("<rect") == 2
+
+
+def test_a_result_without_rows_has_a_page_too() -> None:
+    parsed = Balanced()
+    parsed.feed(page(result()))
+    assert not parsed.open
+
+
+def test_old_results_are_drawn_anew_from_their_json_alone(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(json.dumps(FULL))
+    assert main(["redraw", str(tmp_path / "old.json"), "--out", str(tmp_path / "drawn")]) == 0
+    assert (tmp_path / "drawn" / "report.html").read_text() == page(FULL)
+    with Image.open(tmp_path / "drawn" / "bench.png") as picture:
+        assert picture.width > 500
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bench.json").write_text("{}")
+    assert main(["redraw", str(tmp_path)]) == 2
+    assert main(["redraw", str(tmp_path / "none.json")]) == 2
+    err = capsys.readouterr().err
+    assert "holds no result: it has no rows" in err
+    assert "there is no" in err
+    assert {file.name for file in tmp_path.iterdir()} == {"bench.json"}
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def test_rows_that_both_have_are_compared_and_noise_is_no_regression() -> None:
+    old = result(row("a", 100, 0.01), row("b", 100, 0.3), row("gone", 1))
+    new = result(row("new", 1), row("b", 80, 0.1), row("a", 80, 0.01))
+    changes = compare(old, new)
+    assert [(change.name, change.ratio) for change in changes] == [("b", 0.8), ("a", 0.8)]
+    assert [change.name for change in slower(changes, 0.9)] == ["a"]
+    assert slower(changes, 0.7) == []
+
+
+def test_other_themes_and_nothing_in_common_are_refused() -> None:
+    with pytest.raises(InputError, match="of loaders is not to be compared with one of train"):
+        compare(result(row("a", 1)), result(row("a", 1)) | {"theme": "train"})
+    with pytest.raises(InputError, match="no row in common"):
+        compare(result(row("a", 1)), result(row("b", 1)))
+
+
+def test_the_exit_code_tells_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rate in (("old", 100), ("new", 50)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(row("a", rate, 0.01))))
+    both = [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
+    assert main(["compare", *both]) == 0
+    assert main(["compare", *both, "--fail-below", "0.4"]) == 0
+    assert main(["compare", *both, "--fail-below", "0.9"]) == 1
+    assert main(["compare", *reversed(both), "--fail-below", "0.9"]) == 0
+    assert "slower than 0.9 × what it was: a (0.50 ×)" in capsys.readouterr().out
+
+
+# --- keeping -------------------------------------------------------------------------------------
+
+
+def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    kept = result(row("a", 1), date="2026-11-24")
+    assert result_name(kept) == "loaders-cpu-20261124-0123456789.json"
+    on_gpu = kept | {"environment": kept["environment"] | {"gpus": ["NVIDIA H100 80GB HBM3"]}}
+    assert result_name(on_gpu) == "loaders-gpu-h100-80gb-hbm3-20261124-0123456789.json"
+    (tmp_path / "bench.json").write_text(json.dumps(kept))
+    assert main(["keep", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "results" / result_name(kept)).read_text()) == kept
+    assert main(["keep", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+# --- the README's tables -------------------------------------------------------------------------
+
+
+def test_a_table_is_written_from_the_result_it_names(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(FULL))
+    text = "before\n<!-- table: loaders r.json -->\nold\n<!-- end -->\nafter\n"
+    written = with_tables(text, tmp_path)
+    assert written.startswith("before\n<!-- table: loaders r.json -->\n| | images/s | × baseline |\n")
+    assert "| slow | 100 | 1.00 × |\n| fast & <new> (noisy) | 200 | 2.00 × |\n<!-- end -->\nafter\n" in written
+    assert with_tables(written, tmp_path) == written
+
+
+def test_a_table_of_runs_keeps_the_readmes_words(tmp_path: Path) -> None:
+    summary = {"val_top1": 0.9466, "last_val_top1": 0.9, "seconds": 98.4, "images_per_second": 243.2, "data_wait": 0.03}
+    (tmp_path / "r.json").write_text(json.dumps(result({"summary": summary})))
+    line = "| the sample | `make train` | 1 % | 2 % | 3 s | 4 | 5 % |\n"
+    head = "| | command | a | b | c | d | e |\n| - | - | - | - | - | - | - |\n"
+    text = f"<!-- table: runs r.json -->\n{head}{line}<!-- end -->"
+    assert "| the sample | `make train` | 94.7 % | 90.0 % | 98 s | 243 | 3 % |\n" in with_tables(text, tmp_path)
+    with pytest.raises(InputError, match="a table of 2 runs, and 1"):
+        with_tables(text.replace(line, 2 * line), tmp_path)
+
+
+def test_a_table_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no table steps"):
+        with_tables("<!-- table: steps r.json -->\n<!-- end -->", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(12345.6, "12,346"), (99.96, "100"), (12.34, "12.3"), (1.234, "1.23"), (0.0123, "0.01")]
+)
+def test_numbers_have_three_digits(value: float, told: str) -> None:
+    assert number(value) == told
+
+
+def test_shares_are_told_in_percent() -> None:
+    assert [percent(share) for share in (0, 0.004, 0.0994, 0.0996, 0.61, 1)] == [
+        "0 %", "0.4 %", "9.9 %", "10 %", "61 %", "100 %",
+    ]  # fmt: skip
