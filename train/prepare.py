@@ -37,7 +37,8 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     if out := options.out and options.out.expanduser():
         check_out(out, resume=options.resume)  # before minutes go into preparing
     _make_repeatable(options)
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; --max-pixels takes its place
+    if options.max_pixels > (Image.MAX_IMAGE_PIXELS or options.max_pixels):
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # or Pillow would refuse what is allowed here
     with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
         train, val = open_data(
             options.data,
