@@ -54,7 +54,7 @@ def run_keep(options: KeepOptions) -> int:
 
 
 def result_name(result: Result) -> str:
-    """loaders-cpu-20261124-3f392b4030.json, saturation-gpu-h100-80gb-hbm3-20261124-3f392b4030.json."""
+    """loaders-cifar10-cpu-20261124-3f392b4030.json, steps-gpu-h100-80gb-hbm3-20261124-3f392b4030.json."""
     environment = result.get("environment", {})
     gpus = environment.get("gpus") or []
     on = "cpu"
@@ -62,4 +62,5 @@ def result_name(result: Result) -> str:
         on = "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-")
     commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
     date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
-    return f"{result['theme']}-{on}-{date}-{commit}.json"
+    data = Path(str(result.get("options", {}).get("data", ""))).name  # of a folder, its own name
+    return "-".join(filter(None, (result["theme"], data, on, date, f"{commit}.json")))

@@ -18,7 +18,7 @@ from benchmarks.report import read
 from loaders import InputError
 
 _TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_LOADERS = ("images_per_second", "times_baseline", "times_tuned", "images_per_core_second", "memory_bytes")
+_LOADERS = ("images_per_second", "low", "high", "times_baseline", "times_tuned", "cores_per_gpu")
 _SATURATION = ("images_per_second", "saturation", "prep_stall", "fetch_stall", "cores_per_gpu")
 
 

@@ -146,6 +146,8 @@ def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
     assert result_name(kept) == "loaders-cpu-20261124-0123456789.json"
     on_gpu = kept | {"environment": kept["environment"] | {"gpus": ["NVIDIA H100 80GB HBM3"]}}
     assert result_name(on_gpu) == "loaders-gpu-h100-80gb-hbm3-20261124-0123456789.json"
+    of_photos = on_gpu | {"options": {"data": "/data/photos"}}
+    assert result_name(of_photos) == "loaders-photos-gpu-h100-80gb-hbm3-20261124-0123456789.json"
     (tmp_path / "bench.json").write_text(json.dumps(kept))
     assert main(["keep", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results" / result_name(kept)).read_text()) == kept
