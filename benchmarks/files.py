@@ -59,8 +59,12 @@ def result_name(result: Result) -> str:
     gpus = environment.get("gpus") or []
     on = "cpu"
     if gpus:
-        on = "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-")
+        on = f"gpu-{_plain(gpus[0].lower().removeprefix('nvidia '))}"
     commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
     date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
-    data = Path(str(result.get("options", {}).get("data", ""))).name  # of a folder, its own name
+    data = _plain(Path(str(result.get("options", {}).get("data", ""))).name.lower())  # of a folder, its own name
     return "-".join(filter(None, (result["theme"], data, on, date, f"{commit}.json")))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")

@@ -142,12 +142,12 @@ def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
 ) -> None:
     monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
-    kept = result(row("a", 1), date="2026-11-24")
-    assert result_name(kept) == "loaders-cpu-20261124-0123456789.json"
+    kept = result(row("a", 1), date="2026-11-24") | {"options": {"data": "sample"}}
+    assert result_name(kept) == "loaders-sample-cpu-20261124-0123456789.json"
     on_gpu = kept | {"environment": kept["environment"] | {"gpus": ["NVIDIA H100 80GB HBM3"]}}
-    assert result_name(on_gpu) == "loaders-gpu-h100-80gb-hbm3-20261124-0123456789.json"
-    of_photos = on_gpu | {"options": {"data": "/data/photos"}}
-    assert result_name(of_photos) == "loaders-photos-gpu-h100-80gb-hbm3-20261124-0123456789.json"
+    assert result_name(on_gpu) == "loaders-sample-gpu-h100-80gb-hbm3-20261124-0123456789.json"
+    of_photos = on_gpu | {"options": {"data": "/data/My Photos"}}
+    assert result_name(of_photos) == "loaders-my-photos-gpu-h100-80gb-hbm3-20261124-0123456789.json"
     (tmp_path / "bench.json").write_text(json.dumps(kept))
     assert main(["keep", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results" / result_name(kept)).read_text()) == kept
@@ -162,8 +162,11 @@ def test_a_table_is_written_from_the_result_it_names(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps(FULL))
     text = "before\n<!-- table: loaders r.json -->\nold\n<!-- end -->\nafter\n"
     written = with_tables(text, tmp_path)
-    assert written.startswith("before\n<!-- table: loaders r.json -->\n| | images/s | × baseline |\n")
-    assert "| slow | 100 | 1.00 × |\n| fast & <new> (noisy) | 200 | 2.00 × |\n<!-- end -->\nafter\n" in written
+    assert written.startswith("before\n<!-- table: loaders r.json -->\n| | images/s | low | high | × baseline |\n")
+    assert (
+        "| slow | 100 | 98.0 | 102 | 1.00 × |\n| fast & <new> (noisy) | 200 | 140 | 260 | 2.00 × |\n<!-- end -->\nafter\n"
+        in written
+    )
     assert with_tables(written, tmp_path) == written
 
 
