@@ -163,10 +163,8 @@ def test_a_table_is_written_from_the_result_it_names(tmp_path: Path) -> None:
     text = "before\n<!-- table: loaders r.json -->\nold\n<!-- end -->\nafter\n"
     written = with_tables(text, tmp_path)
     assert written.startswith("before\n<!-- table: loaders r.json -->\n| | images/s | low | high | × baseline |\n")
-    assert (
-        "| slow | 100 | 98.0 | 102 | 1.00 × |\n| fast & <new> (noisy) | 200 | 140 | 260 | 2.00 × |\n<!-- end -->\nafter\n"
-        in written
-    )
+    slow, fast = "| slow | 100 | 98.0 | 102 | 1.00 × |\n", "| fast & <new> (noisy) | 200 | 140 | 260 | 2.00 × |\n"
+    assert f"{slow}{fast}<!-- end -->\nafter\n" in written
     assert with_tables(written, tmp_path) == written
 
 
