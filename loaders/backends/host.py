@@ -36,6 +36,7 @@ AHEAD = 3
 MOST_BYTES_WAITING = 1 << 20
 """Images are first all prepared, then all resized, up to this size together. Resizing lets go of the interpreter's
 lock, and the less a thread does between two resizings, the less the threads wait for each other."""
+_SMALL_BYTES = 1 << 14  # of a box that NumPy flips
 MOST_SAMPLES_PER_TASK = 16  # small enough to share a batch among threads, large enough to hide what a task costs
 
 
@@ -126,12 +127,15 @@ class HostLoader(Loader):
         flips = self._upload is None and plan.inner is None  # a GPU does it in passing
         prepared: list[tuple[FirstRead, Tensor]] = []
         waiting = 0
+        wanted, geometry = ids[places.start : places.stop].tolist(), _geometry(plan, places, flips)
         for row, (place, out) in enumerate(zip(places, squares.split(1), strict=True)):
-            found = None if ids[place] == PADDING else self._load_or_substitute(plan, ids, place)
+            found = None if wanted[row] == PADDING else self._load_or_substitute(plan, ids, place)
             if found is None:
                 out.zero_()
                 continue
-            prepared.append((prepare_read(*found, plan, place, flip=flips), out))
+            if ids[place] != wanted[row]:  # a substitute has another plan
+                [geometry[row]] = _geometry(plan, range(place, place + 1), flips)
+            prepared.append((prepare_read(*found, geometry[row], plan.read_size), out))
             labels[row] = self.source.labels[ids[place]]
             waiting += found[0].nbytes
             if waiting > MOST_BYTES_WAITING:
@@ -216,20 +220,29 @@ class FirstRead(NamedTuple):
     """Top and left of the window in the resized box."""
 
 
-def prepare_read(pixels: NDArray[np.uint8], box: list[int], plan: Plan, row: int, *, flip: bool = False) -> FirstRead:
-    """The plan's first read of `box` in an image `[H, W, 3]`.
+def _geometry(plan: Plan, places: range, flips: bool) -> list[list[int]]:
+    """Of each place: height and width to resize to, top and left of the window, whether to flip across and upside down.
 
-    It will equal `reference.first_read` on the CPU, and where `flip` is set, the plan's flips of that. The box is
-    flipped, not what is read from it.
+    As Python's numbers at once, since one by one they cost as much as all else that is done before resizing.
     """
-    image = _tensor(pixels, box)
-    resized, (y, x), side = plan.resized[row].tolist(), plan.window[row].tolist(), plan.read_size
-    across, upside_down = plan.flip[row].tolist() if flip else (False, False)
+    these = slice(places.start, places.stop)
+    flip = plan.flip[these] if flips else np.zeros((len(places), 2), np.bool_)
+    numbers: list[list[int]] = np.column_stack([plan.resized[these], plan.window[these], flip]).tolist()
+    return numbers
+
+
+def prepare_read(pixels: NDArray[np.uint8], box: list[int], geometry: list[int], side: int) -> FirstRead:
+    """The first read of `box` in an image `[H, W, 3]`, as a row of `_geometry` has it, to `side` pixels.
+
+    It will equal `reference.first_read` on the CPU, and the plan's flips of that. The box is flipped, not what is
+    read from it.
+    """
+    height, width, y, x, across, upside_down = geometry
     if across:
-        image, x = image.flip(-1), resized[1] - side - x
+        x = width - side - x
     if upside_down:
-        image, y = image.flip(-2), resized[0] - side - y
-    return FirstRead(image, resized, (y, x))
+        y = height - side - y
+    return FirstRead(_tensor(pixels, box, bool(across), bool(upside_down)), [height, width], (y, x))
 
 
 @stage("resize")
@@ -253,14 +266,23 @@ def _cut(whole: Tensor, corner: tuple[int, int], out: Tensor) -> None:
     out[..., down : down + seen.shape[-2], right : right + seen.shape[-1]] = seen
 
 
-def _tensor(pixels: NDArray[np.uint8], box: list[int]) -> Tensor:
-    """A part of an image `[H, W, 3]` as `[1, 3, h, w]`, channels-last; a view where `pixels` may be written to."""
+def _tensor(pixels: NDArray[np.uint8], box: list[int], across: bool, upside_down: bool) -> Tensor:
+    """A part of an image `[H, W, 3]` as `[1, 3, h, w]`, channels-last, flipped; a view where that is possible.
+
+    Small parts are flipped by NumPy: a call of torch is as fast, but lets go of the interpreter's lock and has to
+    wait for it again. Of large ones NumPy takes ten times as long.
+    """
     top, left, height, width = box
     part = pixels[top : top + height, left : left + width]
+    small = part.size <= _SMALL_BYTES
+    if small and (across or upside_down):
+        part = part[:: -1 if upside_down else 1, :: -1 if across else 1]
     if min(part.strides) < 0 or not part.flags.writeable:  # torch has no such tensors
         part = part.copy()
-    # Turned by NumPy, as each call of torch lets go of the interpreter's lock and has to wait for it again.
-    return torch.from_numpy(part.transpose(2, 0, 1)[None])
+    image = torch.from_numpy(part.transpose(2, 0, 1)[None])
+    if small or not (across or upside_down):
+        return image
+    return image.flip([axis for axis, turned in ((-1, across), (-2, upside_down)) if turned])
 
 
 def _least_size(size: tuple[int, int], box: list[int], resized: list[int]) -> tuple[int, int]:
