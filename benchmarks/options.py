@@ -29,19 +29,11 @@ class Keep(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
-    """On which data, on which machine, and where to."""
+class Machine:
+    """On which machine, and where to."""
 
-    data: str = "sample"
-    """sample, cifar10, a folder, or a CSV file, as for training."""
-    root: Path = Path("data")
-    """Where named data sets lie, or are put."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: a GPU where there is one."""
-    workers: OptionalInt = None
-    """Threads or processes; all usable cores, unless given."""
-    only: str = ""
-    """Only loaders whose name has this in it; the baseline always."""
     out: OptionalPath = None
     """Folder for bench.json, report.html and bench.png; runs/THEME-TIME, unless given."""
 
@@ -51,12 +43,26 @@ class Where:
             raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
+    def folder(self, theme: str) -> Path:
+        return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Machine):
+    """On which data, too."""
+
+    data: str = "sample"
+    """sample, cifar10, a folder, or a CSV file, as for training."""
+    root: Path = Path("data")
+    """Where named data sets lie, or are put."""
+    workers: OptionalInt = None
+    """Threads or processes; all usable cores, unless given."""
+    only: str = ""
+    """Only loaders whose name has this in it; the baseline always."""
+
     @property
     def threads(self) -> int:
         return self.workers or usable_cores()
-
-    def folder(self, theme: str) -> Path:
-        return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import cycle
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -15,7 +13,7 @@ from torch.nn import functional
 from torchvision.models import ResNet
 
 from benchmarks.measure import Arm, Found, measure, rows
-from benchmarks.options import Keep, OptionalPath, told
+from benchmarks.options import Keep, Machine, told
 from loaders import InputError, PlanSpec, RandomResizedCrop
 from loaders import plan as plans
 from loaders.device import reference, resample
@@ -37,7 +35,7 @@ _SIDE, _IMAGES = 256, 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepsOptions:
+class StepsOptions(Machine):
     """What each switch is worth to the step, from plain fp32 on: a ladder of rates, augmentation last."""
 
     mode: Literal["both", "feature", "finetune"] = "both"
@@ -52,13 +50,6 @@ class StepsOptions:
     """Turns that each rung has."""
     seconds: float = 1.5
     """Length of a turn."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
-    out: OptionalPath = None
-    """Folder for bench.json, report.html and bench.png; runs/steps-TIME, unless given."""
-
-    def folder(self, theme: str) -> Path:
-        return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)
@@ -136,12 +127,9 @@ def ladder(mode: Mode) -> list[Rung]:
 
 def bench_steps(options: StepsOptions, reporter: Reporter, keep: Keep) -> None:
     """All rungs that can be measured here take turns; the others are named with what they lack, their rate null."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
+    device = options.torch_device
     if options.size < 32 or options.batch_size < 1:
         raise InputError(f"--size {options.size}, --batch-size {options.batch_size}: at least 32 pixels and 1 image")
-    cuda = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     torch.backends.cudnn.benchmark = True
     found: list[dict[str, Any]] = []
     for mode in GROUPS if options.mode == "both" else (options.mode,):

@@ -19,7 +19,7 @@ _PATIENCE = timedelta(hours=2)
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_BYTES = 16 << 20
-"""What NCCL wants of it for each GPU, about; containers often come with 64 MB."""
+"""Asked for each GPU: a guess, not measured; containers often come with 64 MB, and NCCL fails where it is full."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from loaders.plan import Plan, scale_boxes
 from loaders.sources.base import Source
 from loaders.stages import note_queue, stage
 
-# `interpolate(antialias=True)` in one call instead of a dozen: on images of 32 px that is a third of the time.
+# What `interpolate(antialias=True)` comes to, without the checks of what is known here.
 _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 
 AHEAD = 3
@@ -223,7 +223,8 @@ class FirstRead(NamedTuple):
 def _geometry(plan: Plan, places: range, flips: bool) -> list[list[int]]:
     """Of each place: height and width to resize to, top and left of the window, whether to flip across and upside down.
 
-    As Python's numbers at once, since one by one they cost as much as all else that is done before resizing.
+    As Python's numbers for all at once: with one by one, and torch's flips, preparing a read of an image of 32 px took
+    24 to 30 µs instead of 20.
     """
     these = slice(places.start, places.stop)
     flip = plan.flip[these] if flips else np.zeros((len(places), 2), np.bool_)
@@ -270,7 +271,7 @@ def _tensor(pixels: NDArray[np.uint8], box: list[int], across: bool, upside_down
     """A part of an image `[H, W, 3]` as `[1, 3, h, w]`, channels-last, flipped; a view where that is possible.
 
     Small parts are flipped by NumPy: a call of torch is as fast, but lets go of the interpreter's lock and has to
-    wait for it again. Of large ones NumPy takes ten times as long.
+    wait for it again. Torch's flip is vectorised, which counts for large ones.
     """
     top, left, height, width = box
     part = pixels[top : top + height, left : left + width]
