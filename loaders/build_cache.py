@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from loaders.backends.decode import load_pixels
+from loaders.backends.host import antialiased
 from loaders.errors import InputError
 from loaders.machine import compute_on_one_core, free_on_disk, told_bytes, usable_cores
 from loaders.sources.base import CachedPixels, Source
@@ -45,9 +45,9 @@ ReportBad = Callable[[int, str], None]
 _PART = "pixels.npy.part"
 _PROGRESS = "progress.json"
 _LOCK = "lock"
-_SECONDS_BETWEEN_SAVES = 5.0  # of how far it has come: what a kill may cost
+_SECONDS_BETWEEN_SAVES = 1.0  # of how far it has come: what a kill may cost, and what is left to write at the end
 _IMAGES_PER_TASK = 16
-_TASKS_PER_WORKER = 64  # enough to go on with while what was written is brought to the disk
+_TASKS_PER_WORKER = 4
 _SECONDS_BETWEEN_LOOKS = 0.5  # at another process that builds
 
 
@@ -174,27 +174,29 @@ class _Build:
             try:
                 self._fill(workers)
             finally:
-                self._save()
+                self._save(self._state())
         self._complete()
 
     def _fill(self, workers: int) -> None:
-        """Decodes and writes, threads ahead of what is counted as done."""
+        """Decodes and writes, threads ahead of what is counted as done; one more thread brings it to the disk."""
         pool = ThreadPoolExecutor(workers, thread_name_prefix="saturate", initializer=compute_on_one_core)
-        runs = self._runs()
-        tasks: deque[Any] = deque()
-        saved = time.monotonic()
+        saver = ThreadPoolExecutor(1, thread_name_prefix="saturate-save")
+        tasks: deque[tuple[list[int], Future[dict[int, str]]]] = deque()
+        saving, saved = saver.submit(lambda: None), time.monotonic()
         try:
-            for ids in runs:
+            for ids in self._runs():
                 tasks.append((ids, pool.submit(self._keep, ids)))
                 if len(tasks) >= workers * _TASKS_PER_WORKER:
                     self._count(*tasks.popleft())
-                if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                    self._save()
-                    saved = time.monotonic()
+                if saving.done() and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                    saving.result()
+                    saving, saved = saver.submit(self._save, self._state()), time.monotonic()
             while tasks:
                 self._count(*tasks.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            saver.shutdown(wait=True)
+        saving.result()
 
     def _runs(self) -> Iterator[list[int]]:
         """What is to be decoded: what could not be before, then what comes next."""
@@ -205,26 +207,27 @@ class _Build:
     def _keep(self, ids: list[int]) -> dict[int, str]:
         """Decodes some images and writes them to their places; returns why any of them cannot be."""
         failed = {}
+        room = np.empty(int(np.diff(self.layout.offsets)[ids].max()), np.uint8)  # fresh memory for each would cost more
         for index in ids:
             if index in self.source.bad:
                 continue
             try:
-                pixels = self._decoded(index)
+                pixels = self._decoded(index, room)
             except (OSError, ValueError) as error:
                 failed[index] = getattr(error, "strerror", None) or str(error)
                 continue
             _write_at(self._file, pixels.data.cast("B"), self._first + int(self.layout.offsets[index]))
         return failed
 
-    def _decoded(self, index: int) -> NDArray[np.uint8]:
-        """One image as it is to be kept: uint8 `[H, W, 3]`, contiguous."""
+    def _decoded(self, index: int, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One image as it is to be kept: uint8 `[H, W, 3]`, contiguous; perhaps in `room`."""
         height, width = self.layout.sizes[index].tolist()
         size = tuple(self.source.sizes[index].tolist())
         enough = (height, width) if self.layout.preprocessing.scaled_decoding else None
         pixels = load_pixels(self.source.images, index, size=size, at_least=enough)
-        return resized(pixels, height, width)
+        return resized(pixels, room[: height * width * 3].reshape(height, width, 3))
 
-    def _count(self, ids: list[int], task: Any) -> None:
+    def _count(self, ids: list[int], task: Future[dict[int, str]]) -> None:
         failed = task.result()
         for index in ids:
             if index in failed:
@@ -236,11 +239,15 @@ class _Build:
         if self.progress is not None:
             self.progress(self.done, len(self.source))
 
-    def _save(self) -> None:
-        """Takes note of how far it has come, once that is on the disk."""
-        os.fdatasync(self._file)
+    def _state(self) -> bytes:
+        """How far it has come."""
         state = {"content": self.layout.content, "done": self.done, "images": len(self.source), "gone": self.gone}
-        _replace(self.layout.folder / _PROGRESS, json.dumps(state).encode())
+        return json.dumps(state).encode()
+
+    def _save(self, state: bytes) -> None:
+        """Takes note of it, once what it says is on the disk."""
+        os.fdatasync(self._file)
+        _replace(self.layout.folder / _PROGRESS, state)
 
     def _complete(self) -> None:
         """Gives the files their names, the manifest last."""
@@ -259,14 +266,18 @@ class _Build:
         (folder / _PROGRESS).unlink(missing_ok=True)
 
 
-def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 `[H, W, 3]` → `[height, width, 3]`, contiguous: torchvision's resize, bilinear with antialiasing."""
-    if pixels.shape[:2] == (height, width):
+def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 `[H, W, 3]` → the shape of `room`, contiguous: torchvision's resize, bilinear with antialiasing.
+
+    `room` is written to, unless nothing is to be resized. ATen writes channels-last into it: turned afterwards,
+    its result took as long again as resizing.
+    """
+    if pixels.shape == room.shape:
         return np.ascontiguousarray(pixels)
-    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    small = functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
-    kept: NDArray[np.uint8] = small[0].permute(1, 2, 0).contiguous().numpy()
-    return kept
+    whole = np.require(pixels, requirements=["C", "W"])
+    image, out = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (whole, room))
+    antialiased(image, list(room.shape[:2]), False, None, None, out=out)
+    return room
 
 
 def _told_space(layout: Layout) -> str:

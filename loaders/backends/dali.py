@@ -31,8 +31,8 @@ from loaders.device import reference
 from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, LoaderConfig
 from loaders.order import PADDING
-from loaders.plan import Plan
-from loaders.sources.base import ImageFiles, Source
+from loaders.plan import Plan, RandomResizedCrop
+from loaders.sources.base import ImageFiles, PixelArray, Source
 
 AHEAD = 3
 """Batches in DALI's hands while one is consumed."""
@@ -91,6 +91,7 @@ class DaliLoader(HostLoader):
         super().__init__(source, config)
         self._ahead = ahead
         self._hardware_share = hardware_share
+        self._cuts = not isinstance(config.spec.crop, RandomResizedCrop)  # a window out of what was resized
         self._pipeline: Any = None
         self._told = False
         self.by_fallback = 0
@@ -126,34 +127,32 @@ class DaliLoader(HostLoader):
 
     def _begun(self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], plan: Plan) -> _Running:
         """Reads a batch's files and makes ready what the pipeline is fed."""
-        each = pool.map if isinstance(self.source.images, ImageFiles) else map  # files may let a thread wait
-        images = list(each(self._image, ids.tolist(), plan.box.tolist()))
-        elsewhere = [place for place, image in enumerate(images) if image is None]
+        images = self.source.images
+        if isinstance(images, PixelArray):  # one array: DALI takes its time over each of many
+            given: Any = np.ascontiguousarray(images.pixels[ids])
+            elsewhere = np.flatnonzero(ids == PADDING).tolist()
+        else:
+            found = list(pool.map(self._image, ids.tolist()))  # files may let a thread wait
+            given = [self._blank if image is None else image for image in found]
+            elsewhere = [place for place, image in enumerate(found) if image is None]
         # In C's order, as DALI takes arrays to be.
         box, resized, window = (np.array(a, np.int32, order="C") for a in (plan.box, plan.resized, plan.window))
         box[elsewhere], resized[elsewhere], window[elsewhere] = (0, 0, 1, 1), plan.read_size, 0
-        inputs = {
-            "image": [self._blank if image is None else image for image in images],
-            "resized": resized.astype(np.float32),
-            "window": window,
-        }
+        inputs: dict[str, Any] = {"image": given, "corner": box[:, :2].copy(), "extent": box[:, 2:].copy()}
+        if self._cuts:
+            inputs |= {"resized": resized.astype(np.float32), "window": window}
         if plan.inner is None:
             inputs |= {name: plan.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
-        if isinstance(self.source.images, ImageFiles):
-            inputs |= {"corner": box[:, :2].copy(), "extent": box[:, 2:].copy()}
         labels = torch.from_numpy(np.where(ids == PADDING, NO_LABEL, self.source.labels[ids]))
         return _Running(_Making(torch.empty(0), labels, plan, []), ids, elsewhere, inputs)
 
-    def _image(self, index: int, box: list[int]) -> NDArray[np.uint8] | None:
-        """What DALI is given of a sample: a file's bytes, or the box's pixels; None where it is given nothing."""
+    def _image(self, index: int) -> NDArray[np.uint8] | None:
+        """What DALI is given of a sample: a file's bytes, or kept pixels; None where it is given nothing."""
         images = self.source.images
-        if index == PADDING:
+        if index == PADDING or self._stored_sizes[index, 0] == 0:
             return None
         if not isinstance(images, ImageFiles):
-            top, left, height, width = box
-            return np.ascontiguousarray(images.pixels_of(index)[top : top + height, left : left + width])
-        if self._stored_sizes[index, 0] == 0:
-            return None
+            return images.pixels_of(index)
         with suppress(OSError):
             data = images.read(index)
             if _is_intact(data, *self._stored_sizes[index].tolist()):
@@ -181,14 +180,15 @@ class DaliLoader(HostLoader):
             prefetch_queue_depth=self._ahead,
         )
         with pipeline:
-            resized = fn.external_source(name="resized", dtype=types.FLOAT, ndim=1)
-            window = fn.external_source(name="window", dtype=types.INT32, ndim=1)
+            box = {
+                "start": fn.external_source(name="corner", dtype=types.INT32, ndim=1),
+                "shape": fn.external_source(name="extent", dtype=types.INT32, ndim=1),
+                "axes": [0, 1],
+            }
             if isinstance(self.source.images, ImageFiles):
                 image = fn.decoders.image_slice(
                     fn.external_source(name="image", dtype=types.UINT8, ndim=1),
-                    start=fn.external_source(name="corner", dtype=types.INT32, ndim=1),
-                    shape=fn.external_source(name="extent", dtype=types.INT32, ndim=1),
-                    axes=[0, 1],
+                    **box,
                     device="mixed" if on_gpu else "cpu",
                     # As libjpeg-turbo does it, on a GPU too: or colours differ at every edge.
                     jpeg_fancy_upsampling=True,
@@ -196,11 +196,18 @@ class DaliLoader(HostLoader):
                 )
             else:
                 image = fn.external_source(name="image", dtype=types.UINT8, ndim=3, layout="HWC")
-                image = image.gpu() if on_gpu else image
-            image = fn.resize(image, size=resized, antialias=True, interp_type=types.INTERP_LINEAR)
-            square = fn.slice(
-                image, start=window, shape=[side, side], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
-            )
+                image = fn.slice(image.gpu() if on_gpu else image, **box)
+            resized = fn.external_source(name="resized", dtype=types.FLOAT, ndim=1) if self._cuts else [side, side]
+            square = fn.resize(image, size=resized, antialias=True, interp_type=types.INTERP_LINEAR)
+            if self._cuts:
+                square = fn.slice(
+                    square,
+                    start=fn.external_source(name="window", dtype=types.INT32, ndim=1),
+                    shape=[side, side],
+                    axes=[0, 1],
+                    out_of_bounds_policy="pad",
+                    fill_values=0,
+                )
             if not self.config.spec.reads_twice:  # a flip comes behind the second read, and that is not DALI's
                 square = fn.flip(square, **{name: fn.external_source(name=name, ndim=0) for name in _FLIPS})
             pipeline.set_outputs(square)
@@ -210,9 +217,9 @@ class DaliLoader(HostLoader):
 
     def _prime(self, pipeline: Any) -> None:
         """Fills and empties its queue once: scheduled for the first time, it wants as many batches as that holds."""
-        blank = {"image": self._blank, "resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
-        if isinstance(self.source.images, ImageFiles):
-            blank |= {"corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
+        blank: dict[str, Any] = {"image": self._blank, "corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
+        if self._cuts:
+            blank |= {"resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
         if not self.config.spec.reads_twice:
             blank |= dict.fromkeys(_FLIPS, np.zeros((), np.int32))
         for _ in range(self._ahead):

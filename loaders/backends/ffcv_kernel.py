@@ -111,20 +111,33 @@ def _decoded(decoder, data, pixels, height, width, exact):  # type: ignore[no-un
 def _resample_as_ffcv(image, box, resized, window, flip, square):  # type: ignore[no-untyped-def]
     """OpenCV's INTER_AREA by FFCV's binding, cut to the window, flipped."""
     y0, y1, x0, x1 = _inside(square, resized, window)
-    direct = y1 - y0 == resized[0] and x1 - x0 == resized[1] and len(square) == y1 == x1 and not (flip[0] or flip[1])
+    side = len(square)
+    direct = y1 - y0 == resized[0] == side and x1 - x0 == resized[1] == side
     whole = square if direct else np.empty((resized[0], resized[1], 3), np.uint8)
     top, left, height, width = box
     _ffcv_resize(
         0, image.ctypes.data, image.shape[0], image.shape[1],
         top, top + height, left, left + width, whole.ctypes.data, whole.shape[0], whole.shape[1],
     )  # fmt: skip
-    if direct:
-        return
-    side = len(square)
-    for y in range(y0, y1):
-        row, to = whole[y + window[0]], square[side - 1 - y if flip[1] else y]
-        for x in range(x0, x1):
-            to[side - 1 - x if flip[0] else x] = row[x + window[1]]
+    if not direct:
+        square[y0:y1, x0:x1] = whole[y0 + window[0] : y1 + window[0], x0 + window[1] : x1 + window[1]]
+    if flip[0]:
+        _mirror(square)
+    if flip[1]:
+        for y in range(side // 2):
+            for i in range(square.shape[1]):
+                for c in range(3):
+                    square[y, i, c], square[side - 1 - y, i, c] = square[side - 1 - y, i, c], square[y, i, c]
+
+
+@_compiled
+def _mirror(square):  # type: ignore[no-untyped-def]
+    """Left and right change places; value by value, as numba is slow at copying three at a time."""
+    side = square.shape[1]
+    for y in range(len(square)):
+        for x in range(side // 2):
+            for c in range(3):
+                square[y, x, c], square[y, side - 1 - x, c] = square[y, side - 1 - x, c], square[y, x, c]
 
 
 @_compiled

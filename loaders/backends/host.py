@@ -28,8 +28,8 @@ from loaders.plan import Plan, scale_boxes
 from loaders.sources.base import Source
 from loaders.stages import note_queue, stage
 
-# What `interpolate(antialias=True)` comes to, without the checks of what is known here.
-_resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
+antialiased: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
+"""`interpolate(antialias=True)` without the checks of what is known here: image, size, False, None, None, out=."""
 
 AHEAD = 3
 """Batches being made while one is consumed; more where batches are so small that threads would have nothing to do."""
@@ -251,9 +251,9 @@ def read_all(prepared: list[tuple[FirstRead, Tensor]], side: int) -> None:
     """Carries reads out, each into its `out` (uint8 `[1, 3, side, side]`, channels-last), and empties the list."""
     for (image, resized, corner), out in prepared:
         if resized == [side, side] and corner == (0, 0):
-            _resize(image, resized, False, None, None, out=out)
+            antialiased(image, resized, False, None, None, out=out)
         else:
-            _cut(_resize(image, resized, False, None, None), corner, out)
+            _cut(antialiased(image, resized, False, None, None), corner, out)
     prepared.clear()
 
 

@@ -69,8 +69,8 @@ def garbage(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
     """Lets DALI be given for these samples what only looks like a file it can decode."""
     image = DaliLoader._image
 
-    def spoilt(loader: DaliLoader, index: int, box: list[int]) -> Any:
-        given = image(loader, index, box)
+    def spoilt(loader: DaliLoader, index: int) -> Any:
+        given = image(loader, index)
         return np.frombuffer(b"garbage", np.uint8) if index in broken else given
 
     monkeypatch.setattr(DaliLoader, "_image", spoilt)

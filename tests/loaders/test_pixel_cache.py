@@ -85,9 +85,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ids: list[int] = []
     decode = building._Build._decoded
 
-    def counted(build: building._Build, index: int) -> np.ndarray:
+    def counted(build: building._Build, index: int, room: np.ndarray) -> np.ndarray:
         ids.append(index)
-        return decode(build, index)
+        return decode(build, index, room)
 
     monkeypatch.setattr(building._Build, "_decoded", counted)
     return ids
@@ -263,10 +263,10 @@ from loaders.sources.pixel_cache import Preprocessing
 building._SECONDS_BETWEEN_SAVES, building._IMAGES_PER_TASK, building._TASKS_PER_WORKER = 0, 1, 2
 decode = building._Build._decoded
 
-def slowly(build, index):
+def slowly(build, index, room):
     time.sleep(0.02)
     print(index, flush=True)
-    return decode(build, index)
+    return decode(build, index, room)
 
 building._Build._decoded = slowly
 source = open_data(sys.argv[1], root=Path("."))[0]
