@@ -5,20 +5,22 @@ import re
 import shutil
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIPS = Path("/proc/self/cgroup")
 
 
-def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """CPU cores this process may use: its affinity, and no more than its cgroup's quota, at least 1."""
+def usable_cores(cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
+    """CPU cores this process may use: its affinity, and no more than its cgroups' quotas, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup)
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    quotas = map(_quota, _groups("cpu", cgroups, memberships))
+    return max(1, min([cores, *(int(quota) for quota in quotas if quota is not None)]))
 
 
 def compute_on_one_core() -> None:
@@ -37,33 +39,56 @@ def can_compile() -> bool:
     return header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))))
 
 
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """Cores' worth of time by the cgroup's quota (version 2, then 1); None where there is no limit."""
+def _groups(controller: str, cgroups: Path, memberships: Path) -> Iterator[Path]:
+    """The control groups this process is in, each with those above it: what any of them allows holds for it.
+
+    Of version 2 and of version 1, as far as they can be seen: in a container that is its own as the root.
+    """
+    yield from (cgroups, cgroups / controller)
+    with suppress(OSError):
+        for line in memberships.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controller in controllers.split(",") or not controllers:
+                root = cgroups / controller if controllers else cgroups
+                below = Path(own.strip("/"))
+                yield from (root / path for path in (below, *below.parents) if path != Path("."))
+
+
+def _quota(group: Path) -> float | None:
+    """Cores' worth of time that a control group has; None where that is not limited."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        quota, period = (group / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        allowed = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        return allowed / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if allowed > 0 else None
+        allowed = int((group / "cpu.cfs_quota_us").read_text())
+        return allowed / int((group / "cpu.cfs_period_us").read_text()) if allowed > 0 else None
     except (OSError, ValueError):
         return None
 
 
-def free_memory(device: torch.device, cgroup: Path = _CGROUP) -> int:
-    """Bytes that can still be had on the device; of a CPU's memory no more than its cgroup allows."""
+def free_memory(device: torch.device, cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
+    """Bytes that can still be had on the device; of a CPU's memory no more than the cgroups allow.
+
+    Files that are kept in memory count as free, as they go where memory is wanted.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    for group in _groups("memory", cgroups, memberships):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                held = int((group / used).read_text()) - _bytes_of_files(group)
+                free = min(free, int((group / limit).read_text()) - held)
     return max(0, free)
+
+
+def _bytes_of_files(group: Path) -> int:
+    """What a control group's memory holds of files."""
+    counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("active_file", "inactive_file"))
 
 
 def free_on_disk(folder: Path) -> int:
