@@ -18,6 +18,7 @@ from benchmarks.steps import StepsOptions, bench_steps
 from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
 from loaders import InputError
 from train.console import Reporter
+from train.session import InterruptedRunError
 
 MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "loaders": (LoaderOptions, bench_loaders),
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except InterruptedRunError as interrupted:
+        return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
 

@@ -20,6 +20,11 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %") if share >= 0.0995 or share == 0 else f"{share:.1%}".replace("%", " %")
 
 
+def tenths(share: float) -> str:
+    """94.7 %: where a tenth is to be seen."""
+    return f"{share:.1%}".replace("%", " %")
+
+
 def number(value: float) -> str:
     """Three digits at least where there are decimals to show: 12,345, 123, 12.3, 1.23."""
     if abs(value) >= 99.95:
@@ -57,7 +62,9 @@ COLUMNS = (
     Column("memory_share", "memory peak", percent, "least bytes that must move ÷ the GPU's bandwidth"),
     Column("gpu_utilisation", "GPU busy", percent, "share of time in which anything ran, by the driver"),
     Column("gpu_watts", "GPU W", number, "mean power, by the driver"),
-    Column("val_top1", "top-1", percent, "on all validation images"),
+    Column("val_top1", "top-1", tenths, "on all validation images"),
+    Column("val_top1_low", "lowest", tenths, "top-1 of the worst seed"),
+    Column("val_top1_high", "highest", tenths, "top-1 of the best seed"),
     Column("minutes", "time", lambda value: seconds(60 * value), "of the whole run"),
 )
 

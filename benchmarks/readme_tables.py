@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.columns import by_group, cell, shown
+from benchmarks.columns import by_group, cell, shown, tenths
 from benchmarks.options import Result
 from benchmarks.report import read
 from loaders import InputError
 
 _TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LOADERS = ("images_per_second", "low", "high", "times_baseline", "times_tuned", "cores_per_gpu")
+_ACCURACY = ("images_per_second", "times_baseline", "val_top1", "val_top1_low", "val_top1_high", "minutes")
 _SATURATION = ("images_per_second", "saturation", "prep_stall", "fetch_stall", "cores_per_gpu")
 
 
@@ -85,13 +86,14 @@ def runs(table: str, result: Result) -> str:
 
 
 def _run_cells(summary: Result) -> list[str]:
-    accuracies = [f"{summary[key]:.1%}".replace("%", " %") for key in ("val_top1", "last_val_top1")]
+    accuracies = [tenths(summary[key]) for key in ("val_top1", "last_val_top1")]
     wait = f"{summary['data_wait']:.0%}".replace("%", " %")
     return [*accuracies, f"{summary['seconds']:.0f} s", f"{summary['images_per_second']:.0f}", wait]
 
 
 TABLES: dict[str, Callable[[str, Result], str]] = {
     "loaders": lambda _, result: rates(result, _LOADERS),
+    "accuracy": lambda _, result: rates(result, _ACCURACY),
     "saturation": lambda _, result: rates(result, _SATURATION),
     "runs": runs,
 }
