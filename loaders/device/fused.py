@@ -1,13 +1,14 @@
-"""Plans carried out by a GPU in one pass over the pixels: crop, resize, flip, normalise (Triton).
+"""Plans carried out by a GPU in one pass over the pixels: crop, resize, flip, colour, normalise (Triton).
 
-    weights ─► read ─► finished batch                                 a plain crop
-    weights ─► read ─► uint8 squares ─► turn ─► finished batch        where the plan has a second read
-    weights ─► read or turn ─► uint8 squares ─► reference.finish      where the plan has colour
+    weights ─► read ─► finished batch                                   a plain crop
+    weights ─► read ─► uint8 squares ─► turn ─► finished batch          where the plan has a second read
+    weights ─► read or turn ─► uint8 squares ─► color ─► finished batch where the plan has colour
 
 The first read is that of `resample`, integer for integer. Each program makes a tile of one sample's batch: it goes
 down the rows of the box that the tile is made of, blends each row across once, and adds it to all lines of the tile
 it belongs to. So pixels are read about twice per tap, out of a cache, and memory sees what it must: the pixels
-once and the finished batch once. The weights, which want float64 and the largest of each axis, are drawn up
+once and the finished batch once. Colour goes over the squares twice: contrast needs the mean of an image as the
+steps before it left it. The weights, which want float64 and the largest of each axis, are drawn up
 beforehand in a table of some 5 KB a sample: in the tiles each would be computed dozens of times.
 """
 
@@ -27,6 +28,8 @@ _SPAN = 128
 _READ_TILE, _TURN_TILE = (8, 256), (4, 256)
 """Lines, and values (pixels × 3) of each; a thread has two columns. Compiled for an H100 these take 72 and 147
 registers a thread, 16 lines would take 128 and more than there are: fewer warps to hide the waiting for reads."""
+_COLOR_SPAN = 1024
+"""Pixels whose colour one program adjusts."""
 
 
 def batches(
@@ -42,7 +45,8 @@ def batches(
     """The finished batch of B images that lie one behind the other; equals `resample` and `reference.finish`.
 
     Bit for bit without a second read, up to what float32 rounds otherwise on a GPU: one unit in the last place of
-    `dtype`. With one, up to one grey level where a bilinear value lies in the middle between two.
+    `dtype`. With one, up to one grey level where a bilinear value lies in the middle between two. With colour, up to a
+    hundredth of a level, as sums of float32 come in another order, and with `dtype` uint8 up to one.
 
     Args:
         pixels: uint8 `[P, 3]`: all pixels of all images, row by row.
@@ -53,17 +57,13 @@ def batches(
     Returns:
         `[B, 3, S, S]` of `dtype`, channels-last, on the device of `pixels`.
     """
-    finishing = _Finishing(mean, std, dtype) if plan.color is None else _Finishing(mean, std, torch.uint8)
+    plain, last = _Finishing(mean, std, torch.uint8), _Finishing(mean, std, dtype)
     with torch.cuda.device_of(pixels):
-        if plan.inner is None:
-            squares = _first_reads(pixels, starts, widths, plan, finishing)
-        else:
-            plain = _Finishing(mean, std, torch.uint8)
-            squares = _second_reads(_first_reads(pixels, starts, widths, plan, plain), plan, finishing)
-    if plan.color is None:
-        return squares
-    # Contrast needs the mean over all of an image as the steps before it left it; and colour is rarely asked for.
-    return reference.finish_color(squares, plan, mean=mean, std=std, dtype=dtype)
+        ends = last if plan.inner is None and plan.color is None else plain
+        images = _first_reads(pixels, starts, widths, plan, ends)
+        if plan.inner is not None:
+            images = _second_reads(images, plan, last if plan.color is None else plain)
+        return images if plan.color is None else _colored(images, plan, last)
 
 
 class _Finishing:
@@ -100,12 +100,30 @@ def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     """The second read of uint8 squares `[B, 3, S1, S1]`, flipped and finished."""
     count, device = len(plan), squares.device
     x, y, to_frame = (reference.sent(array, device) for array in reference.second_read_places(plan))
-    flip = reference.sent(plan.flip.astype(np.int32), device)
+    flip = reference.sent(np.ascontiguousarray(plan.flip, np.int32), device)
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     kernels.turn[_grid(plan.size, count, _TURN_TILE)](
         squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalises,
         *_TURN_TILE, enable_fp_fusion=False,
     )  # fmt: skip
+    return out.permute(0, 3, 1, 2)
+
+
+def _colored(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
+    """The colour of uint8 squares `[B, 3, S, S]`, and the end."""
+    assert plan.color is not None
+    assert plan.color_order is not None
+    count, device, pixels = len(plan), squares.device, plan.size**2
+    factors = reference.sent(np.ascontiguousarray(plan.color, np.float32), device)
+    order = reference.sent(np.ascontiguousarray(plan.color_order, np.int32), device)
+    parts = triton.cdiv(pixels, _COLOR_SPAN)
+    sums = torch.empty((count, parts), dtype=torch.float32, device=device)
+    out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
+    for measures in (True, False):
+        kernels.color[parts, count](
+            squares, factors, order, sums, out, pixels, *finishing.numbers, finishing.normalises, measures,
+            triton.next_power_of_2(parts), _COLOR_SPAN, enable_fp_fusion=False,
+        )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
 

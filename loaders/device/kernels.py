@@ -1,4 +1,4 @@
-"""The kernels of `fused`, in Triton: weights, first read, second read.
+"""The kernels of `fused`, in Triton: weights, first read, second read, colour.
 
 All are to be launched without fused multiply-add (`enable_fp_fusion=False`), whose other rounding would be another
 weight here and there.
@@ -169,9 +169,96 @@ def turn(
         inside = (place_x >= 0) & (place_x < side) & (place_y >= 0) & (place_y < side)
         share = (right_share if corner % 2 else left + 1 - at_x) * (lower_share if corner // 2 else upper + 1 - at_y)
         total += tl.load(square + ((place_y * side + place_x) * 3 + channel), inside, 0).to(tl.float32) * share
-    # To the nearest, ties to the even, as torch rounds: beyond 2 ** 23 float32 holds whole numbers only.
-    rounded = (total + 12582912.0) - 12582912.0
-    rounded = tl.minimum(tl.maximum(rounded, 0.0), 255.0)
+    rounded = tl.minimum(tl.maximum(_rounded(total), 0.0), 255.0)
     finished = _finished(rounded, channel, f0, f1, f2, o0, o1, o2, NORMALISES)
     square = out + sample * size * size * 3
     tl.store(square + (line * size * 3 + value), finished.to(out.dtype.element_ty), (line < size) & (value < 3 * size))
+
+
+@triton.jit
+def _rounded(values):
+    """To the nearest, ties to the even, as torch rounds: beyond 2 ** 23 float32 holds whole numbers only."""
+    return (values + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def color(
+    squares, factors, order, sums, out, pixels, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr,
+    MEASURES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Some pixels of one sample, with the arithmetic of `reference.jitter_color`; launched twice.
+
+    First to measure (`MEASURES`): the sum of their grey when contrast's turn has come goes to `sums`. Then, as the
+    sums tell the mean of the whole image, to write the result.
+    """
+    part, parts, sample = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    place = part * SPAN + tl.arange(0, SPAN)
+    inside = place < pixels
+    values = squares + sample * pixels * 3 + place * 3
+    red = tl.load(values, inside, 0).to(tl.float32) / 255
+    green = tl.load(values + 1, inside, 0).to(tl.float32) / 255
+    blue = tl.load(values + 2, inside, 0).to(tl.float32) / 255
+    mean = tl.full((), 0, tl.float32)
+    if not MEASURES:
+        each = tl.arange(0, PARTS)
+        mean = tl.sum(tl.load(sums + sample * parts + each, each < parts, 0.0), 0) / pixels
+    for step in tl.static_range(4):
+        which = tl.load(order + sample * 4 + step)
+        factor = tl.load(factors + sample * 4 + which)
+        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        if which == 0:
+            red, green, blue = _unit(red * factor), _unit(green * factor), _unit(blue * factor)
+        elif which == 1:
+            if MEASURES:
+                tl.store(sums + sample * parts + part, tl.sum(tl.where(inside, grey, 0.0), 0))
+            red, green, blue = _blended(mean, red, factor), _blended(mean, green, factor), _blended(mean, blue, factor)
+        elif which == 2:
+            red, green, blue = _blended(grey, red, factor), _blended(grey, green, factor), _blended(grey, blue, factor)
+        else:
+            value, low = tl.maximum(red, tl.maximum(green, blue)), tl.minimum(red, tl.minimum(green, blue))
+            chroma = value - low
+            safe = tl.where(chroma > 0, chroma, 1.0)
+            sixths = (
+                tl.where(
+                    value == red,
+                    (green - blue) / safe,
+                    tl.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+                )
+                + 6 * factor
+            )
+            red, green, blue = (
+                _from_hue(5 + sixths, value, chroma),
+                _from_hue(3 + sixths, value, chroma),
+                _from_hue(1 + sixths, value, chroma),
+            )
+    if not MEASURES:
+        _put(red, 0, sample * pixels + place, inside, out, f0, o0, NORMALISES)
+        _put(green, 1, sample * pixels + place, inside, out, f1, o1, NORMALISES)
+        _put(blue, 2, sample * pixels + place, inside, out, f2, o2, NORMALISES)
+
+
+@triton.jit
+def _unit(values):
+    return tl.minimum(tl.maximum(values, 0.0), 1.0)
+
+
+@triton.jit
+def _blended(start, end, factor):
+    """`torch.lerp`, which begins at the nearer of the two, kept within 0–1."""
+    apart = end - start
+    return _unit(tl.where(tl.abs(factor) < 0.5, start + factor * apart, end - apart * (1 - factor)))
+
+
+@triton.jit
+def _from_hue(sixths, value, chroma):
+    """A channel: it falls from `value` by `chroma` along a trapezoid of the hue."""
+    k = sixths - tl.floor(sixths / 6) * 6
+    return value - chroma * _unit(tl.minimum(k, 4 - k))
+
+
+@triton.jit
+def _put(values, channel, place, inside, out, factor, offset, NORMALISES: tl.constexpr):
+    """One channel of some pixels, 0–1: normalised, or as whole levels."""
+    levels = values * 255
+    levels = tl.fma(levels, factor, offset) if NORMALISES else _rounded(levels)
+    tl.store(out + place * 3 + channel, levels.to(out.dtype.element_ty), inside)

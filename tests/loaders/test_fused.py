@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,14 +119,44 @@ def test_what_is_read_twice_is_normalised_too(spec: PlanSpec) -> None:
     assert units_apart(found, wanted) <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_colour_is_the_references_within_a_hundredth_of_a_level(dtype: torch.dtype) -> None:
-    """On a CPU equal, as it is the same code; on a GPU sums of float32 come in another order."""
-    plan = drawn(PlanSpec(RandomResizedCrop(16), color_jitter=JITTER, **FLIPS), SIZES)
-    found, wanted = found_and_wanted(SIZES, plan, dtype)
-    if DEVICE == "cpu":
-        assert torch.equal(found, wanted)
-    assert (found.double() - wanted.double()).abs().max() <= (1 if dtype == torch.uint8 else 0.01 / 255 / 0.224)
+COLOURED = {
+    "all in any order": JITTER,
+    "beyond what can be shown": ColorJitter((0, 3), (0, 3), (0, 3), (-0.5, 0.5)),
+    "brightness": ColorJitter(brightness=(0.2, 1.8)),
+    "contrast": ColorJitter(contrast=(0.2, 1.8)),
+    "saturation": ColorJitter(saturation=(0.2, 1.8)),
+    "hue": ColorJitter(hue=(-0.5, 0.5)),
+}
+
+
+@pytest.mark.parametrize("jitter", COLOURED.values(), ids=COLOURED)
+@pytest.mark.parametrize("crop", [RandomResizedCrop(40), ResizeCenterCrop(12, 5)], ids=lambda c: type(c).__name__)
+def test_colour_is_the_references_within_a_hundredth_of_a_level(
+    crop: RandomResizedCrop | ResizeCenterCrop, jitter: ColorJitter
+) -> None:
+    """Of one part of an image and of several, the last of which is not full."""
+    plan = drawn(PlanSpec(crop, color_jitter=jitter, **FLIPS), SIZES * 2)
+    found, wanted = found_and_wanted(SIZES * 2, plan, torch.float32)
+    assert (found.double() - wanted.double()).abs().max() <= 0.01 / 255 / 0.224
+    assert not torch.equal(wanted, reference.execute(ragged(SIZES * 2)[2], replace(plan, color=None)))
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=2), seed=st.integers(0, 1000))
+def test_coloured_levels_are_one_away_at_most_and_seldom(sizes: list[tuple[int, int]], seed: int) -> None:
+    spec = PlanSpec(RandomResizedCrop(16), rotation=20, color_jitter=JITTER, **FLIPS)
+    found, wanted = found_and_wanted(sizes, drawn(spec, sizes, seed), torch.uint8)
+    apart = (found.int() - wanted.int()).abs()
+    assert apart.max() <= 2  # one by the second read, one by colour
+    assert apart.float().mean() < 0.02
+
+
+def test_a_grey_image_stays_grey_whatever_its_hue_and_saturation() -> None:
+    plan = drawn(PlanSpec(ResizeCenterCrop(8, 8), color_jitter=JITTER), [(8, 8)])
+    flat = torch.arange(64, dtype=torch.uint8)[:, None].expand(64, 3).contiguous()
+    plan.color[:] = [1, 1, 1.4, 0.3]
+    found = fused.batches(flat.to(DEVICE), np.zeros(1, np.int64), np.array([8]), plan, dtype=torch.uint8).cpu()
+    assert torch.equal(found, torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -159,9 +190,12 @@ from triton.compiler import ASTSource, compile
 from loaders.device import kernels
 numbers = {name: "fp32" for name in ("f0", "f1", "f2", "o0", "o1", "o2")}
 finishing = {"NORMALISES": True, "LINES": 8, "VALUES": 256}
+coloring = {"NORMALISES": True, "PARTS": 64, "SPAN": 1024}
 for kernel, types, constants in (
     (kernels.weigh, "*i64 *i16 *i32 *i32 i32 i32", {"SPAN": 128}),
     (kernels.read, "*u8 *i64 *i16 *i32 *i32 *bf16 i32 i32", finishing),
+    (kernels.color, "*u8 *fp32 *i32 *fp32 *bf16 i32", coloring | {"MEASURES": True}),
+    (kernels.color, "*u8 *fp32 *i32 *fp32 *bf16 i32", coloring | {"MEASURES": False}),
     (kernels.turn, "*u8 *fp32 *fp32 *fp32 *i32 *bf16 i32 i32", finishing | {"LINES": 4}),
 ):
     names = [name for name in kernel.arg_names if name not in numbers and name not in constants]
@@ -199,7 +233,8 @@ def test_at_full_size_a_gpu_gives_the_same(crop: RandomResizedCrop | ResizeCente
 def test_the_host_never_waits_for_the_gpu_in_them() -> None:
     flat, starts, _ = ragged(SIZES)
     widths, on_gpu = np.array([width for _, width in SIZES]), flat.cuda()
-    plans = [drawn(spec, SIZES) for spec in (ONE_READ["random resized crop"], TWICE["both"])]
+    coloured = PlanSpec(RandomResizedCrop(16), color_jitter=JITTER)
+    plans = [drawn(spec, SIZES) for spec in (ONE_READ["random resized crop"], TWICE["both"], coloured)]
     for plan in plans:
         fused.batches(on_gpu, starts, widths, plan)  # compiles
     torch.cuda.set_sync_debug_mode("error")
