@@ -60,19 +60,7 @@ def finish(
     """
     if plan.inner is not None:
         squares = second_read(squares, plan)
-    return finish_color(flip(squares, plan), plan, mean=mean, std=std, dtype=dtype, out=out)
-
-
-def finish_color(
-    squares: Tensor,
-    plan: Plan,
-    *,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
-) -> Tensor:
-    """What remains after reads and flips: colour, normalisation; as `finish`, of uint8 `[B, 3, S, S]`."""
+    squares = flip(squares, plan)
     if plan.color is not None:
         pixels = jitter_color(squares.float() / 255, plan) * 255
         squares = pixels.round_().to(torch.uint8) if dtype == torch.uint8 else pixels
