@@ -138,7 +138,7 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
         )
     if bad := [*train.bad_images, *val.bad_images]:
         named = "; ".join(map(str, bad[:5])) + ("; ..." if len(bad) > 5 else "")
-        session.reporter.warn(f"{len(bad)} images cannot be decoded and are left out: {named}")
+        session.reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}): {named}")
 
 
 def _device(options: Options, world: World) -> torch.device:

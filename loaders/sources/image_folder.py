@@ -120,6 +120,6 @@ def _notes(folder: Path, files: list[str], beside: list[str]) -> Iterator[str]:
     others = Counter(PurePosixPath(file).suffix.lower() or "no extension" for file in files if not _is_image(file))
     if others:
         told = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
-        yield f"{folder}: {sum(others.values())} files are passed over, being no images: {told}"
+        yield f"{folder}: passed over, being no images: {told}"
     if loose := sum(map(_is_image, beside)):
-        yield f"{folder}: {loose} images are passed over, as they lie beside the class folders and have no label"
+        yield f"{folder}: passed over, as they lie beside the class folders and have no label ({loose})"

@@ -73,7 +73,7 @@ def _split(file: Path, everything: Source, written: list[str]) -> tuple[Source, 
         str(file), *([source.classes[k] for k in set(source.labels.tolist())] for source in (train, val))
     )
     others = Counter(split or "(empty)" for split in written if split.lower() not in _SPLITS)
-    notes = [f"{file}: {count} images of the split {split} are left out" for split, count in others.items()]
+    notes = [f"{file}: left out, being of the split {split}: {count}" for split, count in others.items()]
     return replace(train, notes=tuple(notes)), val
 
 

@@ -96,7 +96,7 @@ def test_rows_of_a_third_split_are_left_out_and_counted(write: Callable[..., Pat
     file = write("path,label,split\n" + rows(split=True).replace("ash1.png,ash,train", "ash1.png,ash,test"))
     train, val = opened(file)
     assert (len(train), len(val)) == (7, 2)
-    assert train.notes == (f"{file}: 1 images of the split test are left out",)
+    assert train.notes == (f"{file}: left out, being of the split test: 1",)
 
 
 def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path]) -> None:

@@ -378,7 +378,7 @@ def test_kept_pixels_smaller_than_the_images_are_warned_of(
 def test_what_is_passed_over_is_said(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (image_folder / "train" / "oak" / "raw.heic").write_bytes(b"")
     assert main(arguments(image_folder, tmp_path / "run", "--epochs", "1")) == 0
-    assert "1 files are passed over, being no images: 1 × .heic" in capsys.readouterr().out
+    assert "passed over, being no images: 1 × .heic" in capsys.readouterr().out
 
 
 def test_a_csv_file_of_labels_trains_and_its_classes_are_kept(image_folder: Path, tmp_path: Path) -> None:
