@@ -1,6 +1,6 @@
-"""`readme-tables`: the README's tables of measured figures, written from the results.
+"""`readme-tables`: the tables of measured figures in README and docs, written from the results.
 
-In the README a table stands between two comments that name it and its file:
+In a page a table stands between two comments that name it and its file:
 
     <!-- table: loaders benchmarks/results/loaders-cpu-20261124-3f392b4030.json -->
     ...
@@ -14,54 +14,64 @@ from pathlib import Path
 
 from benchmarks.columns import by_group, cell, shown, tenths
 from benchmarks.options import Result
+from benchmarks.parts import PARTS
 from benchmarks.report import read
 from loaders import InputError
 
 _TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_LOADERS = ("images_per_second", "low", "high", "times_baseline", "times_tuned", "cores_per_gpu")
+_LOADERS = ("images_per_second", "low", "high", "times_baseline", "times_tuned", "cores_per_gpu", "startup_seconds")
+_MAIN = ("images_per_second", "times_baseline", "times_tuned", "cores_per_gpu")
 _ACCURACY = ("images_per_second", "times_baseline", "val_top1", "val_top1_low", "val_top1_high", "minutes")
 _SATURATION = ("images_per_second", "saturation", "prep_stall", "fetch_stall", "cores_per_gpu")
 
 
 @dataclass(frozen=True)
 class TablesOptions:
-    """Writes the README's tables anew, from the results they name."""
+    """Writes the tables of README and docs anew, from the results they name."""
 
-    readme: Path = Path(__file__).parent.parent / "README.md"
-    """The file with the tables."""
+    root: Path = Path(__file__).parent.parent
+    """The checkout."""
 
 
 def run_tables(options: TablesOptions) -> int:
-    """Changes the README where it differs."""
-    text = options.readme.read_text()
-    fresh = with_tables(text, options.readme.parent)
-    if fresh != text:
-        options.readme.write_text(fresh)
-    print(f"{options.readme}: {'changed' if fresh != text else 'as it should be'}, {len(_TABLE.findall(text))} tables")
+    """Changes the pages that differ."""
+    for page in pages(options.root):
+        text = page.read_text()
+        fresh = with_tables(text, options.root)
+        if fresh != text:
+            page.write_text(fresh)
+        print(f"{page}: {'changed' if fresh != text else 'as it should be'}, {len(_TABLE.findall(text))} tables")
     return 0
+
+
+def pages(root: Path) -> list[Path]:
+    """What may have tables."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def with_tables(text: str, root: Path) -> str:
     """The text with every table as its result, a path below `root`, has it.
 
     Raises:
-        InputError: when a table is of no known kind, or its file is missing.
+        InputError: when a table is of no known kind, or its result is missing.
     """
 
     def table(found: re.Match[str]) -> str:
         kind, file = found[2], found[3]
         if kind not in TABLES:
-            raise InputError(f"README: there is no table {kind}; there are {', '.join(TABLES)}")
+            raise InputError(f"there is no table {kind}; there are {', '.join(TABLES)}")
         return f"{found[1]}{TABLES[kind](found[4], read(root / file))}{found[5]}"
 
     return _TABLE.sub(table, text)
 
 
-def rates(result: Result, keys: tuple[str, ...]) -> str:
-    """A line per row, a block per group; only columns in which there is anything."""
+def rates(result: Result, keys: tuple[str, ...], *, without: str | None = None) -> str:
+    """A line per row, a block per group but for one; only columns in which there is anything."""
     columns = [column for column in shown(result["rows"]) if column.key in keys]
     lines = ["| | " + " | ".join(column.title for column in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for group, members in by_group(result["rows"]).items():
+        if group == without:
+            continue
         lines.append(f"| **{group}** |" + " |" * len(columns))
         for row in members:
             noisy = " (noisy)" if row.get("noisy") else ""
@@ -77,7 +87,7 @@ def runs(table: str, result: Result) -> str:
     """
     head, rule, *lines = table.strip().splitlines()
     if len(lines) != len(result["rows"]):
-        raise InputError(f"README: a table of {len(lines)} runs, and {len(result['rows'])} in its result")
+        raise InputError(f"a table of {len(lines)} runs, and {len(result['rows'])} in its result")
     filled = [
         "|".join(line.split("|")[:3]) + "| " + " | ".join(_run_cells(row["summary"])) + " |"
         for line, row in zip(lines, result["rows"], strict=True)
@@ -92,6 +102,7 @@ def _run_cells(summary: Result) -> list[str]:
 
 
 TABLES: dict[str, Callable[[str, Result], str]] = {
+    "loaders-in-short": lambda _, result: rates(result, _MAIN, without=PARTS),
     "loaders": lambda _, result: rates(result, _LOADERS),
     "accuracy": lambda _, result: rates(result, _ACCURACY),
     "saturation": lambda _, result: rates(result, _SATURATION),

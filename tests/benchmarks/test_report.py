@@ -15,6 +15,7 @@ from benchmarks.columns import number, percent
 from benchmarks.compare import compare, slower
 from benchmarks.files import result_name
 from benchmarks.page import page
+from benchmarks.parts import PARTS
 from benchmarks.readme_tables import with_tables
 from loaders import InputError
 
@@ -166,6 +167,18 @@ def test_a_table_is_written_from_the_result_it_names(tmp_path: Path) -> None:
     slow, fast = "| slow | 100 | 98.0 | 102 | 1.00 × |\n", "| fast & <new> (noisy) | 200 | 140 | 260 | 2.00 × |\n"
     assert f"{slow}{fast}<!-- end -->\nafter\n" in written
     assert with_tables(written, tmp_path) == written
+
+
+def test_a_short_table_leaves_the_parts_out(tmp_path: Path) -> None:
+    part = FULL["rows"][0] | {"group": PARTS, "name": "decode only"}
+    (tmp_path / "r.json").write_text(json.dumps(FULL | {"rows": [*FULL["rows"], part]}))
+    whole, short = (
+        with_tables(f"<!-- table: {kind} r.json -->\n<!-- end -->", tmp_path)
+        for kind in ("loaders", "loaders-in-short")
+    )
+    assert "decode only" in whole
+    assert "decode only" not in short
+    assert "| slow | 100 | 1.00 × |\n" in short
 
 
 def test_a_table_of_runs_keeps_the_readmes_words(tmp_path: Path) -> None:
