@@ -25,7 +25,6 @@ from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, LoaderConfig
 from loaders.machine import cache_folder, told_bytes
 from loaders.order import PADDING
-from loaders.plan import Plan
 from loaders.sources.base import ImageFiles, Source
 from loaders.sources.index import Progress
 
@@ -139,11 +138,6 @@ class FFCVLoader(HostLoader, KeptLoader):
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         self.prepare()
         yield from super()._produce(start)
-
-    def planned(self, start: int) -> Iterator[tuple[NDArray[np.int64], Plan]]:
-        for ids, plan in super().planned(start):
-            self._replace_gone(self._gone, ids, plan)
-            yield ids, plan
 
     def _read(self, squares: Tensor, batch: _Making, ids: NDArray[np.int64], places: range) -> None:
         """Reads some of a batch's samples out of the file into `squares`; sets their labels."""

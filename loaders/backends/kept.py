@@ -1,10 +1,13 @@
 """What loaders share that decode every image once, beforehand, and keep it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from loaders.backends.decode import load_pixels
 from loaders.loader import Loader, LoaderConfig
+from loaders.plan import Plan
 from loaders.sources.base import Source
 
 
@@ -15,6 +18,11 @@ class KeptLoader(Loader):
         super().__init__(source, config)
         self._gone: set[int] = set()
         """Samples that have gone bad since they were indexed."""
+
+    def planned(self, start: int) -> Iterator[tuple[NDArray[np.int64], Plan]]:
+        for ids, plan in super().planned(start):
+            self._replace_gone(self._gone, ids, plan)
+            yield ids, plan
 
     def _decode_once(self, index: int) -> NDArray[np.uint8] | None:
         """One image's pixels, `[H, W, 3]`; None for a bad one, of which it takes note where the index did not."""

@@ -1,7 +1,7 @@
 """`resident`: all images as uint8 on the device, decoded once; plans are carried out there.
 
 What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device:
-on a GPU by Triton's kernels where these can be had, else by plain torch.
+on a GPU by Triton's kernels where these can be had, else by plain torch; on a CPU by the threads of `torchvision`.
 """
 
 from collections.abc import Generator, Iterator
@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loaders.backends.host import HostLoader
 from loaders.backends.kept import KeptLoader
 from loaders.build_cache import with_kept_pixels
-from loaders.device import reference
 from loaders.device.batches import finished_batch, fused_kernels
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
@@ -24,13 +24,12 @@ from loaders.plan import Plan
 from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.index import Progress
 from loaders.sources.pixel_cache import Preprocessing
-from loaders.stages import stage
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
 
 
-class ResidentLoader(KeptLoader):
+class ResidentLoader(HostLoader, KeptLoader):
     """Batches are the receiver's own. Under several ranks each holds a copy of the set.
 
     With `LoaderConfig.from_cache` the images are those of the pixel cache, smaller, and are decoded only for that.
@@ -108,38 +107,35 @@ class ResidentLoader(KeptLoader):
 
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         self.prepare()
+        yield from self._carried_out(start) if self._on_device else super()._produce(start)
+
+    @property
+    def _on_device(self) -> bool:
+        """Whether plans are carried out for a batch at a time: on a CPU threads do it sooner, image by image."""
+        return self.config.device.type != "cpu" or self._kernels is not None
+
+    def _carried_out(self, start: int) -> Generator[Batch, None, None]:
         for ids, plan in self.planned(start):
-            self._replace_gone(self._gone, ids, plan)
             self._blacken(ids, plan)
             yield Batch(self._images(self._present(ids), plan), self._labels(ids))
 
     def _images(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
         """The samples' finished images."""
-        config = self.config
-        if config.device.type == "cpu" and self._kernels is None:
-            squares = self._squares(ids, plan)
-            return reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
         assert self._pixels is not None
         return finished_batch(
             self._pixels,
             self._starts[ids],
             self.source.stored_sizes[ids, 1].astype(np.int64),
             plan,
-            mean=config.mean,
-            std=config.std,
-            dtype=config.dtype,
+            mean=self.config.mean,
+            std=self.config.std,
+            dtype=self.config.dtype,
             kernels=self._kernels,
         )
 
-    @stage("resize")
-    def _squares(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
-        """The first read of the samples on a CPU: uint8 `[B, 3, S1, S1]`, channels-last.
-
-        One by one: the same pixels as all at once, 10 times as fast there.
-        """
+    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
+        """An image that lies in a CPU's memory, for the threads of the `torchvision` loader, and its box."""
         assert self._pixels is not None
-        sizes = self.source.stored_sizes[ids].tolist()
-        places = zip(self._starts[ids].tolist(), sizes, strict=True)
-        images = (self._pixels[first : first + h * w].view(h, w, 3).permute(2, 0, 1) for first, (h, w) in places)
-        squares = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(images)])
-        return squares.contiguous(memory_format=torch.channels_last)
+        first, (height, width) = int(self._starts[index]), self.source.stored_sizes[index].tolist()
+        pixels: NDArray[np.uint8] = self._pixels[first : first + height * width].view(height, width, 3).numpy()
+        return pixels, plan.box[place].tolist()

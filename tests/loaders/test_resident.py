@@ -11,7 +11,6 @@ import torch
 from loaders import BadImageError, Batch, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
 from loaders.backends import kept, resident
 from loaders.backends.decode import load_pixels
-from loaders.device import resample
 from tests.loaders.test_host import EVERYTHING, SMALL, SPECS, files, numbered, same
 
 __all__ = ["files"]
@@ -22,16 +21,6 @@ def build(source: Source, spec: PlanSpec = SMALL, loader: str = "resident", **op
     return build_loader(source, config, loader=loader)
 
 
-def whole_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU; on a CPU one image after the other is faster."""
-
-    def squares(self: resident.ResidentLoader, ids: np.ndarray, plan: Any) -> torch.Tensor:
-        assert self._pixels is not None
-        return resample.first_reads(self._pixels, self._starts[ids], self.source.sizes[ids, 1].astype(np.int64), plan)
-
-    monkeypatch.setattr(resident.ResidentLoader, "_squares", squares)
-
-
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("as_on_a_gpu", [True, False])
@@ -39,7 +28,7 @@ def test_batches_are_those_of_the_torchvision_loader_to_the_bit(
     files: Source, spec: PlanSpec, training: bool, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        whole_batch_at_once(monkeypatch)
+        monkeypatch.setattr(resident.ResidentLoader, "_on_device", True)
     options = {"training": training, "dtype": torch.bfloat16, "batch_size": 12}
     ours, theirs = (build(files, spec, loader, **options) for loader in ("resident", "torchvision"))
     for epoch in (0, 3):
