@@ -76,16 +76,16 @@ class Extent:
 
 _CIFAR10 = Extent(epochs=20, saturation=("--seconds", "1"), blog=("--train-limit", "12800", "--val-limit", "640"))
 _SAMPLE = replace(_CIFAR10, epochs=3)
-_SMALL, _SHORT = ("--size", "32", "--batch-size", "8"), ("--windows", "2", "--seconds", "0.05")
+_SMALL, _SHORT = ("--size", "32", "--batch-size", "4"), ("--windows", "2", "--seconds", "0.05")
 _CPU = Extent(
     epochs=2,
-    saturation=(*_SMALL, *_SHORT, "--images", "32"),
+    saturation=(*_SMALL, *_SHORT, "--images", "16"),
     steps=(*_SMALL, *_SHORT),
     profile=(*_SMALL, "--steps", "5", "--trace-steps", "2"),
-    loaders=(*_SMALL, *_SHORT, "--images", "32"),
+    loaders=(*_SMALL, *_SHORT, "--images", "16"),
     training=_SMALL,
-    ours=("--train-limit", "32", "--val-limit", "16", "--compile", "on"),
-    blog=("--train-limit", "32", "--val-limit", "16"),
+    ours=("--train-limit", "16", "--val-limit", "8", "--compile", "on"),
+    blog=("--train-limit", "16", "--val-limit", "8"),
 )
 
 
