@@ -71,6 +71,8 @@ class Extent:
     """Of all training runs."""
     ours: tuple[str, ...] = ()
     """Of those that are not the blog's."""
+    feature: tuple[str, ...] = ("--views", "4")
+    """Of those of ours that train a head."""
     blog: tuple[str, ...]
 
 
@@ -84,7 +86,8 @@ _CPU = Extent(
     profile=(*_SMALL, "--steps", "5", "--trace-steps", "2"),
     loaders=(*_SMALL, *_SHORT, "--images", "16"),
     training=_SMALL,
-    ours=("--train-limit", "16", "--val-limit", "8", "--compile", "on"),
+    ours=("--train-limit", "16", "--val-limit", "8"),
+    feature=("--views", "4", "--compile", "on"),  # for all weights it takes minutes on a CPU
     blog=("--train-limit", "16", "--val-limit", "8"),
 )
 
@@ -134,7 +137,7 @@ def parts(options: GpuCheckOptions, folder: Path) -> list[Part]:
 
     def whole(mode: Mode) -> Iterable[Part]:
         """An epoch with an empty compile cache, the same again, then all epochs."""
-        more = (*extent.ours, *(("--views", "4") if mode == "feature" else ()))
+        more = (*extent.ours, *(extent.feature if mode == "feature" else ()))
         one, all = ("--epochs", "1"), ("--epochs", str(extent.epochs))
         kept = folder / _COMPILED / mode
         cold = train(f"{mode}-cold", mode, partial(gpu_table.cold_lines, mode), *more, *one)
