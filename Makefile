@@ -32,7 +32,7 @@ help:
 	@echo 'make train MODE=feature DATA=cifar10      a new head only; DATA=/path/to/images for your own'
 	@echo 'make bench DATA=cifar10                   every loader here against the ordinary one'
 	@echo 'make profile MODE=feature                 where the time goes, and what to change'
-	@echo 'make gpu-check                            on a GPU node: tests, benchmarks, both modes; one folder'
+	@echo 'make gpu-check                            on a GPU node: everything measured, one table, one archive'
 	@echo 'make test                                 the tests'
 	@echo 'make lint                                 style and types'
 	@echo 'make setup                                only build .venv'

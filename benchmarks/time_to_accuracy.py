@@ -80,7 +80,7 @@ def bench_time_to_accuracy(options: AccuracyOptions, reporter: Reporter, keep: K
     done: list[Ran] = []
     for loader, train in planned:
         reporter.say(f"\n{train.mode}, LOADER={loader}, seed {train.seed}")
-        torch.compiler.reset()  # or torch would give up compiling after so many models
+        torch.compiler.reset()  # each run loads its compiled code, as it would alone; not the first only
         done.append(Ran(train.mode, loader, train.seed, run(train, World())))
         keep(
             {

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
-from torchvision.models import ResNet, WeightsEnum
+from torchvision.models import ResNet
 
 from loaders import InputError
 
@@ -88,14 +88,21 @@ def load_weights(model: ResNet, weights: str, architecture: Architecture) -> str
         return "random"
     if weights == "imagenet":
         enum = models.get_model_weights(architecture).DEFAULT
-        fit_state(model, _download(enum), str(enum))
+        fit_state(model, _imagenet(architecture), str(enum))
         return f"ImageNet ({enum})"
     fit_state(model, read_state(Path(weights).expanduser()), weights)
     return weights
 
 
-def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+def imagenet_file(architecture: Architecture) -> Path:
+    """Where torchvision keeps its weights once they have been downloaded."""
+    url: str = models.get_model_weights(architecture).DEFAULT.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def _imagenet(architecture: Architecture) -> Mapping[str, Tensor]:
+    """From torchvision's cache, or downloaded to it."""
+    weights, file = models.get_model_weights(architecture).DEFAULT, imagenet_file(architecture)
     if file.exists():
         return read_state(file)
     before = socket.getdefaulttimeout()

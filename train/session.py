@@ -263,6 +263,7 @@ class Session:
             "views": self.options.views,
             "device": device_name(self.learner.device),
             "precision": str(self.learner.precision),
+            "train_images": len(self.train_loader.ids),
             "epochs": len(self.rows),
             "best_epoch": best["epoch"],
             "seconds": self._seconds(),
