@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -15,6 +16,8 @@ from torchvision import transforms
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
+from loaders.backends.host import AHEAD
+from loaders.backends.streamed import SLOTS
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
 from loaders.sources import PixelArray
@@ -52,6 +55,13 @@ def long_epochs(source: Source, images: int) -> Source:
     return source.select(np.resize(good, max(images, len(good))))
 
 
+def once(source: Source) -> tuple[Source, NDArray[np.int64]]:
+    """The images that `source` repeats, each once, and which of them its samples are."""
+    ids = np.arange(len(source)) if source.selected_from is None else source.selected_from[1]
+    _, firsts, places = np.unique(ids, return_index=True, return_inverse=True)
+    return source.select(firsts), places
+
+
 def ours(task: Task) -> list[Arm]:
     """Every loader that can be used here, but for the baseline, with uint8 and with finished batches."""
 
@@ -59,7 +69,7 @@ def ours(task: Task) -> list[Arm]:
 
     def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Arm:
         group += CACHED if decoding and name in KEEPING_PIXELS else ""
-        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)))
+        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)), lying_ready(name, task))
 
     found = []
     refused = refusals(task)
@@ -105,8 +115,17 @@ def _pillow_workers(task: Task, workers: int) -> Arm:
 
 
 def ready(workers: int) -> int:
-    """Batches of a DataLoader that may lie ready: two a worker, and those that it is about to hand over."""
-    return 2 * workers + 2
+    """Batches of a DataLoader that may lie ready: two a worker."""
+    return 2 * workers
+
+
+def lying_ready(name: str, task: Task) -> int:
+    """Batches of a loader of ours that may lie ready: those it makes while nobody asks for them."""
+    if name in ("baseline", "resident"):
+        return 0
+    if name == "streamed" and task.device.type == "cuda":
+        return SLOTS
+    return max(AHEAD, -(-2 * task.workers // task.batch_size))
 
 
 def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Loader:

@@ -89,7 +89,8 @@ def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clo
     whole = Arm("g", "whole", working(clock, 1 / 100, order, "whole").batches, together=7)
     found = measure([ready, whole], windows=1, seconds=0.1)
     assert [window.images for window in found["ready"].windows] == [3 * 4]  # 0.04 s each
-    assert order.count("ready") == 1 + (3 + 2) + (3 + 3)  # the first, the warming up of half a window, the window
+    # The first, the warming up of half a window, the window: each after what lay ready, and one that was waited for.
+    assert order.count("ready") == 1 + (3 + 1 + 2) + (3 + 1 + 3)
     assert [window.images for window in found["whole"].windows] == [7 * 4]
     assert order.count("whole") == 3 * 7
 
