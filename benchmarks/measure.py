@@ -96,6 +96,11 @@ def measure(
     return found
 
 
+def probed(arm: Arm, seconds: float) -> Window:
+    """A single window, after a warming up of half its length: its rate, roughly."""
+    return measure([arm], windows=1, seconds=seconds)[arm.name].windows[0]
+
+
 def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]], float]:
     """An arm's batches, warmed up, and how long the first took."""
     began = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.arms import KEEPING_PIXELS, Batches, endless
 from benchmarks.cold import evict, files_of
 from benchmarks.hardware import GpuWatch, shares, work_per_image
-from benchmarks.measure import Arm, Found, measure, row
+from benchmarks.measure import Arm, Found, measure, probed, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
 from benchmarks.workload import Workload, synchronise, workload
 from loaders import InputError, Loader, available_loaders
@@ -107,7 +107,7 @@ class Fed:
 
 def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter, known: Known) -> None:
     """Measures one mode; `known` is told of it after each turn."""
-    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds)
+    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds / 2).rate
     lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
     arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
@@ -158,11 +158,6 @@ def summary(
     }, [one | {"name": f"{mode}: {name}"} for name, one in by_name.items()]
 
 
-def probed(arm: Arm, seconds: float) -> float:
-    """Images/s, roughly."""
-    return measure([arm], windows=1, seconds=seconds / 2)[arm.name].windows[0].rate
-
-
 def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     """As many as step and loader together manage in so many seconds, in whole batches.
 
@@ -173,7 +168,8 @@ def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     rate = step
     if name not in KEEPING_PIXELS:  # which would have to decode them first
         few = _FEWEST_BATCHES * batch_size
-        rate = min(step, probed(Arm(ALONE, name, lambda: endless(work.loader(name, few))), seconds))
+        alone = Arm(ALONE, name, lambda: endless(work.loader(name, few)))
+        rate = min(step, probed(alone, seconds / 2).rate)
     fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
     return max(_FEWEST_BATCHES, int(min(fit, rate * seconds)) // batch_size) * batch_size
 
