@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -17,10 +17,10 @@ from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.backends.host import AHEAD
-from loaders.backends.streamed import SLOTS
+from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.sources import PixelArray
+from loaders.sources import ImageFiles, PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"
@@ -143,10 +143,21 @@ def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) 
 
 def endless(loader: Loader) -> Batches:
     """Epoch after epoch of a loader, prepared beforehand."""
-    loader.prepare()
+    made_ready(loader)
     for epoch in count():
         loader.set_epoch(epoch)
         yield from loader
+
+
+def made_ready(loader: Loader) -> Loader:
+    """The loader, prepared; where it keeps pixels, the set that its source repeats is decoded only once."""
+    source, config = loader.source, loader.config
+    if isinstance(loader, StreamedLoader) and isinstance(source.images, ImageFiles) and source.selected_from:
+        whole, ids = source.selected_from
+        if len(ids) > len(whole):
+            build_loader(whole, replace(config, batch_size=1), loader=loader.name).prepare()
+    loader.prepare()
+    return loader
 
 
 def _pillow(task: Task, *, finished: bool) -> Dataset[Any]:

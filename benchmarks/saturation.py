@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.arms import KEEPING_PIXELS, Batches, endless
-from benchmarks.cold import evict, files_of
+from benchmarks.arms import KEEPING_PIXELS, Batches, endless, made_ready
+from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, probed, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
@@ -34,6 +34,7 @@ Known = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 _MOST_BYTES = 4e9  # of decoded images in an epoch: `resident` keeps repeated ones, too
 _FEWEST_BATCHES = 4  # of an epoch
+_ON_A_CPU = 32  # images per step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class SaturationOptions(Windows):
     size: OptionalInt = None
     """Side of the images in pixels; the trainer's, unless given."""
     batch_size: OptionalInt = None
-    """Images per step; the recipe's, unless given."""
+    """Images per step, unless given the recipe's; on a CPU 32, as a step of 256 takes it seconds."""
     images: OptionalInt = None
     """Length of an epoch; as many as step and loader manage in --seconds, unless given."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -77,7 +78,7 @@ def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep)
             model=options.model,
             recipe=options.recipe,
             size=options.size,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or (None if device.type == "cuda" else _ON_A_CPU),
             compile=options.compile,
         ) as work:
             measure_mode(work, mode, options, reporter, partial(_keep_mode, keep, result, mode))
@@ -180,16 +181,15 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
     loader = work.loader(name, images)
     warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
     arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
-    loader.prepare()
-    files = files_of(loader.source)
-    if not files or name == "resident":
+    if not files_read(made_ready(loader)):
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
-    fed.warm, length = warm.name, images
-    if len(files) < images:  # repeated images would be read from the disk once only
-        length = max(1, len(files) // work.config.batch_size) * work.config.batch_size
+    fed.warm, length, there = warm.name, images, len(work.session.train_loader.source)
+    if there < images:  # repeated images would be read from the disk once only
+        length = max(1, there // work.config.batch_size) * work.config.batch_size
         arms.append(_end_to_end(work, name, f"{name}, warm, {length} images", length))
         fed.warm = arms[-1].name
+    files = files_read(made_ready(work.loader(name, length)))
 
     def empty() -> None:
         fed.emptied &= evict(files)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.arms import Batches, long_epochs
+from benchmarks.arms import Batches, long_epochs, made_ready
 from benchmarks.measure import Arm, measure
 from benchmarks.options import Where
 from loaders import Batch, Loader, build_loader
@@ -67,7 +67,7 @@ class Workload:
 
     def end_to_end(self, loader: Loader, waits: list[float]) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole epochs of a loader, each batch through the step; notes each epoch's share of waiting."""
-        loader.prepare()
+        made_ready(loader)
         for epoch in count():
             loader.set_epoch(epoch)
             clock = EpochClock(self.learner.device)
