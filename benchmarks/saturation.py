@@ -18,7 +18,7 @@ from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, probed, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
-from benchmarks.workload import Workload, synchronise, workload
+from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
 from loaders.device.batches import finished_batch, fused_kernels
@@ -34,7 +34,6 @@ Known = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 _MOST_BYTES = 4e9  # of decoded images in an epoch: `resident` keeps repeated ones, too
 _FEWEST_BATCHES = 4  # of an epoch
-_ON_A_CPU = 32  # images per step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class SaturationOptions(Windows):
     size: OptionalInt = None
     """Side of the images in pixels; the trainer's, unless given."""
     batch_size: OptionalInt = None
-    """Images per step, unless given the recipe's; on a CPU 32, as a step of 256 takes it seconds."""
+    """Images per step, unless given the recipe's; on a CPU 16, as a step of 256 takes it seconds."""
     images: OptionalInt = None
     """Length of an epoch; as many as step and loader manage in --seconds, unless given."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -78,7 +77,7 @@ def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep)
             model=options.model,
             recipe=options.recipe,
             size=options.size,
-            batch_size=options.batch_size or (None if device.type == "cuda" else _ON_A_CPU),
+            batch_size=options.batch_size or quick_batches(device),
             compile=options.compile,
         ) as work:
             measure_mode(work, mode, options, reporter, partial(_keep_mode, keep, result, mode))
