@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -15,9 +16,11 @@ from torchvision import transforms
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
+from loaders.backends.host import AHEAD
+from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.sources import PixelArray
+from loaders.sources import ImageFiles, PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"
@@ -52,6 +55,13 @@ def long_epochs(source: Source, images: int) -> Source:
     return source.select(np.resize(good, max(images, len(good))))
 
 
+def once(source: Source) -> tuple[Source, NDArray[np.int64]]:
+    """The images that `source` repeats, each once, and which of them its samples are."""
+    ids = np.arange(len(source)) if source.selected_from is None else source.selected_from[1]
+    _, firsts, places = np.unique(ids, return_index=True, return_inverse=True)
+    return source.select(firsts), places
+
+
 def ours(task: Task) -> list[Arm]:
     """Every loader that can be used here, but for the baseline, with uint8 and with finished batches."""
 
@@ -59,7 +69,7 @@ def ours(task: Task) -> list[Arm]:
 
     def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Arm:
         group += CACHED if decoding and name in KEEPING_PIXELS else ""
-        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)))
+        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)), lying_ready(name, task))
 
     found = []
     refused = refusals(task)
@@ -105,8 +115,17 @@ def _pillow_workers(task: Task, workers: int) -> Arm:
 
 
 def ready(workers: int) -> int:
-    """Batches of a DataLoader that may lie ready: two a worker, and those that it is about to hand over."""
-    return 2 * workers + 2
+    """Batches of a DataLoader that may lie ready: two a worker."""
+    return 2 * workers
+
+
+def lying_ready(name: str, task: Task) -> int:
+    """Batches of a loader of ours that may lie ready: those it makes while nobody asks for them."""
+    if name in ("baseline", "resident"):
+        return 0
+    if name == "streamed" and task.device.type == "cuda":
+        return SLOTS
+    return max(AHEAD, -(-2 * task.workers // task.batch_size))
 
 
 def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Loader:
@@ -124,10 +143,21 @@ def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) 
 
 def endless(loader: Loader) -> Batches:
     """Epoch after epoch of a loader, prepared beforehand."""
-    loader.prepare()
+    made_ready(loader)
     for epoch in count():
         loader.set_epoch(epoch)
         yield from loader
+
+
+def made_ready(loader: Loader) -> Loader:
+    """The loader, prepared; where it keeps pixels, the set that its source repeats is decoded only once."""
+    source, config = loader.source, loader.config
+    if isinstance(loader, StreamedLoader) and isinstance(source.images, ImageFiles) and source.selected_from:
+        whole, ids = source.selected_from
+        if len(ids) > len(whole):
+            build_loader(whole, replace(config, batch_size=1), loader=loader.name).prepare()
+    loader.prepare()
+    return loader
 
 
 def _pillow(task: Task, *, finished: bool) -> Dataset[Any]:

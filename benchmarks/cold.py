@@ -8,15 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders import Source
+from loaders import Loader, Source
+from loaders.backends.ffcv import FFCVLoader
+from loaders.backends.resident import ResidentLoader
 from loaders.sources import ImageFiles
 from loaders.sources.base import CachedPixels
 
 _MAY_REMAIN = 0.1  # of the files: others on the machine may be reading them
 
 
+def files_read(loader: Loader) -> list[Path]:
+    """The files whose bytes a prepared loader reads in every epoch; none where all is in memory."""
+    if isinstance(loader, ResidentLoader):
+        return []
+    return [loader.path] if isinstance(loader, FFCVLoader) else files_of(loader.source)
+
+
 def files_of(source: Source) -> list[Path]:
-    """The files whose bytes a loader reads in every epoch; none where all is in memory."""
+    """The files that a source's images lie in; none where they are in memory."""
     images = source.images
     if isinstance(images, ImageFiles):
         return [Path(path) for path in dict.fromkeys(images.describe(index) for index in range(len(source)))]

@@ -52,6 +52,10 @@ class Measured:
     """Threads, or processes, of the loader."""
     cores: int
     cpu_seconds: float
+    alone: float
+    """Images/s of the loader without the step."""
+    alone_cores: float
+    """Cores it keeps busy then."""
     copying: float = 0.0
     """The copy engine's time, beside everything else."""
     queue: float | None = None
@@ -97,7 +101,8 @@ def diagnose(measured: Measured) -> Diagnosis:
     limit = find_limit(measured)
     change, expected = remedy(measured, limit)
     gain = expected / measured.rate
-    prospect = f"would lift it from {number(measured.rate)} images/s to about {number(expected)} ({number(gain)} ×)"
+    about = "at most" if limit == "loader" else "about"  # how much another one gives is not known
+    prospect = f"would lift it from {number(measured.rate)} images/s to {about} {number(expected)} ({number(gain)} ×)"
     if gain < 1.02:
         prospect = f"is what may help; how much, this profile of {number(measured.rate)} images/s cannot tell"
     return Diagnosis(limit, change, expected, f"{_state(measured, limit)}; {change} {prospect}.")
@@ -116,7 +121,7 @@ def find_limit(measured: Measured) -> Limit:
     if first is not None and inline[first] >= blocked:
         return _stage(first)
     threads = {name: spent for name, spent in measured.threads.items() if name in _WORK}
-    if not threads:
+    if sum(threads.values()) < 0.5 * blocked:  # what it waits for has no name here: it is another library's
         return "loader" if first is None or inline[first] < 0.5 * measured.waiting else _stage(first)
     return _stage(max(threads, key=threads.__getitem__))
 
@@ -130,7 +135,7 @@ def _stage(name: Stage) -> Limit:
 def remedy(measured: Measured, limit: Limit) -> tuple[str, float]:
     """A change, and the images/s to expect of it."""
     if limit == "step":
-        kept = _first(measured, "resident", "streamed")
+        kept = _keeping_pixels(measured)
         if measured.device == "cpu" and kept and without(measured, "read", "decode") > 1.05 * measured.rate:
             return f"LOADER={kept}, which leaves the cores to the step,", without(measured, "read", "decode")
         if measured.device == "cpu":
@@ -138,13 +143,13 @@ def remedy(measured: Measured, limit: Limit) -> tuple[str, float]:
         return "a larger --batch-size, or more GPUs (NGPU=2),", measured.rate
     if limit == "host":
         return "--compile on, or a larger --batch-size,", min(measured.ceiling, 2 * measured.rate)
-    if limit in ("read", "decode") and (kept := _first(measured, "resident", "streamed")):
+    if limit in ("read", "decode") and (kept := _keeping_pixels(measured)):
         return f"LOADER={kept}", without(measured, "read", "decode")
-    if limit == "resize" and measured.device == "cuda" and (kept := _first(measured, "resident", "streamed")):
+    if limit == "resize" and measured.device == "cuda" and (kept := _keeping_pixels(measured)):
         return f"LOADER={kept}", without(measured, "read", "decode", "resize")
     if limit == "copy" and (kept := _first(measured, "resident")):
         return f"LOADER={kept}", without(measured, "copy")
-    if limit == "loader" and (other := _first(measured, "resident", "streamed", "torchvision")):
+    if limit == "loader" and (other := _keeping_pixels(measured) or _first(measured, "torchvision")):
         return f"LOADER={other}", measured.ceiling
     if limit in ("read", "decode", "resize") and measured.cores_busy < _BUSY * measured.cores:
         more = 2 * measured.workers
@@ -179,6 +184,11 @@ def _bounded(measured: Measured, rate: float) -> float:
     return max(measured.rate, min(measured.ceiling, rate))
 
 
+def _keeping_pixels(measured: Measured) -> str | None:
+    """On a CPU the step's own thread resizes for `resident`, which is slower than decoding by threads."""
+    return _first(measured, *(("resident", "streamed") if measured.device == "cuda" else ("streamed",)))
+
+
 def _first(measured: Measured, *names: str) -> str | None:
     """The first of these loaders that is here and not in use."""
     return next((name for name in names if name in measured.available and name != measured.loader), None)
@@ -191,4 +201,8 @@ def _state(measured: Measured, limit: Limit) -> str:
         waits = f"it waits for data {percent(measured.wait)} of the time{queue}"
         return f"the step limits: {waits}" if limit == "step" else f"launching the step limits: {waits}, the GPU idles"
     busy = f"{number(measured.cores_busy)} of {measured.cores} cores busy"
+    if limit == "loader":
+        alone = f"{number(measured.alone)} images/s, {number(measured.alone_cores)} of {measured.cores} cores busy"
+        wanted = f"the step could take {number(measured.ceiling)} and waits {percent(measured.wait)} of the time"
+        return f"the loader limits: without the step it delivers {alone}; {wanted}{queue}"
     return f"{_WORK[limit]} limits: {busy}, the step waits {percent(measured.wait)} of the time{queue}"

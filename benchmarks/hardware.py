@@ -1,16 +1,15 @@
 """What the GPU could do at most, and what it says it is doing."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from statistics import mean
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.watching import Watch
 
 
 class Peak(NamedTuple):
@@ -97,24 +96,14 @@ def shares(rate: float, work: Work, device: torch.device, *, lowered: bool) -> d
     }
 
 
-@dataclass
-class GpuWatch:
-    """Asks the driver, ten times a second within a `with` block, how the GPU is doing; without NVML nothing."""
+class GpuWatch(Watch):
+    """Asks the driver, within a `with` block, how the GPU is doing; without NVML nothing."""
 
-    device: torch.device
-    _seen: list[tuple[float, float, float]] = field(default_factory=list)
+    seconds_between_looks = 0.1
 
-    def __enter__(self) -> Self:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="gpu-watch", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seen: list[tuple[float, float, float]] = []
 
     def _look(self) -> None:
         if self.device.type != "cuda":
@@ -123,7 +112,7 @@ class GpuWatch:
             if found is None:
                 return
             nvml, handle = found
-            while not self._over.wait(0.1):
+            for _ in self._looks():
                 self._seen.append(
                     (
                         nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, refusals, tuning
-from benchmarks.measure import Arm, measure, rows
+from benchmarks.measure import Arm, Found, measure, rows
 from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, told
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
@@ -39,24 +39,34 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     task = Task(long_epochs(train, options.images), options.size, options.batch_size, device, dtype, options.threads)
     tuned, tried = tune(task, options, reporter)
     arms = chosen([*ordinary(task, tuned), *rivals(task), *ours(task), *parts(task)], task, tuned, options.only)
+    result: Result = {
+        "theme": "loaders",
+        "environment": describe_environment(),
+        "options": told(options, device=str(device), dtype=str(dtype), workers=task.workers),
+        "tuning": tried,
+        "plan_microseconds": plan_microseconds(task),
+        "notes": [f"{name} is left out: {why}" for name, why in refusals(task).items()],
+    }
+
+    def told_rows(so_far: dict[str, Found]) -> Result:
+        return {"rows": rows(arms, so_far, baseline=BASELINE, tuned=tuning(task)[tuned].name)}
+
     with reporter.progress("measuring") as show:
-        found = measure(arms, windows=options.windows, seconds=options.seconds, tell=show)
-    measured = rows(arms, found, baseline=BASELINE, tuned=tuning(task)[tuned].name)
+        found = measure(
+            arms,
+            windows=options.windows,
+            seconds=options.seconds,
+            tell=show,
+            after=lambda so_far: keep(result | told_rows(so_far)),
+        )
+    result |= told_rows(found)
+    keep(result)
     demand, origin = options.demand, "as asked"
     if demand is None:
         demand, origin = measured_ceiling(options, "feature", options.size), "feature extraction's ceiling here"
-    keep(
-        {
-            "theme": "loaders",
-            "environment": describe_environment(),
-            "options": told(options, device=str(device), dtype=str(dtype), workers=task.workers),
-            "demand": {"images_per_second": demand, "origin": origin},
-            "tuning": tried,
-            "plan_microseconds": plan_microseconds(task),
-            "notes": [f"{name} is left out: {why}" for name, why in refusals(task).items()],
-            "rows": [row | {"cores_per_gpu": cores_needed(row, demand)} for row in measured],
-        }
-    )
+    for row in result["rows"]:
+        row["cores_per_gpu"] = cores_needed(row, demand)
+    keep(result | {"demand": {"images_per_second": demand, "origin": origin}})
 
 
 def tune(task: Task, options: LoaderOptions, reporter: Reporter) -> tuple[int, dict[int, float]]:

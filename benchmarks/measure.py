@@ -30,7 +30,7 @@ class Arm:
     name: str
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
     """Begins an endless run of (images `[B, ...]`, labels `[B]`)."""
-    ahead: int = 6
+    ahead: int = 0
     """Batches that may lie ready when a window begins, made while others had their turn: they are not counted."""
     together: int = 1
     """Batches that are only measured together: those of an epoch, where its beginning and end are to count."""
@@ -96,6 +96,11 @@ def measure(
     return found
 
 
+def probed(arm: Arm, seconds: float) -> Window:
+    """A single window, after a warming up of half its length: its rate, roughly."""
+    return measure([arm], windows=1, seconds=seconds)[arm.name].windows[0]
+
+
 def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]], float]:
     """An arm's batches, warmed up, and how long the first took."""
     began = time.perf_counter()
@@ -111,8 +116,9 @@ def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]],
 
 def _window(arm: Arm, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> Window:
     arm.before()
-    for _ in range(arm.ahead if arm.together == 1 else 0):  # an epoch begins with nothing ready
-        next(batches)
+    if arm.ahead and arm.together == 1:  # an epoch begins with nothing ready
+        for _ in range(arm.ahead + 1):  # the last is waited for: a window ends with a delivery, and so begins with one
+            next(batches)
     _settle()
     began, burnt, first, images = time.perf_counter(), cpu_seconds(), _mark(), 0
     while time.perf_counter() - began < seconds:

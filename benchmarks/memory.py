@@ -1,7 +1,6 @@
 """How much memory a piece of work takes, of this process, its workers and the GPU."""
 
 import re
-import threading
 from multiprocessing import active_children
 from pathlib import Path
 from types import TracebackType
@@ -9,33 +8,31 @@ from typing import Self
 
 import torch
 
-_SECONDS_BETWEEN_LOOKS = 0.05
+from benchmarks.watching import Watch
 
 
-class MemoryWatch:
-    """Looks at the memory in use, many times a second, within a `with` block."""
+class MemoryWatch(Watch):
+    """Looks at the memory in use within a `with` block."""
+
+    seconds_between_looks = 0.05
 
     risen: int | None = None
     """By how many bytes it rose above what it was at the beginning, at most; None where the system does not tell."""
 
     def __enter__(self) -> Self:
         self._before, self._most = memory_in_use(), 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="memory-watch", daemon=True)
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         now = memory_in_use()
         if self._before is not None and now is not None:
             self.risen = max(0, max(self._most, now) - self._before)
 
     def _look(self) -> None:
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+        for _ in self._looks():
             self._most = max(self._most, memory_in_use() or 0)
 
 

@@ -71,7 +71,7 @@ class Windows(Where):
 
     windows: int = 5
     """Turns that each arm has."""
-    seconds: float = 1.5
+    seconds: float = 1.0
     """Length of a turn, at least."""
 
     def __post_init__(self) -> None:

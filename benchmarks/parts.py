@@ -1,6 +1,7 @@
 """A loader's parts by themselves, as limits: decoding alone, resizing alone, copying alone."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.arms import Batches, Task, endless
+from benchmarks.arms import Batches, Task, endless, lying_ready
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
 from loaders.backends.decode import load_pixels
@@ -26,7 +27,7 @@ PARTS = "one part alone"
 
 GATHER = "gather whole kept images for a GPU, one thread"
 
-_BUILT = 2048  # images of a cache, built again and again: as much as is written before the disk has to have it
+_BUILT = 512  # images of a cache, built again and again: about a second's work of two cores
 _IN_MEMORY = 256  # images that resizing alone goes through: more than a cache holds, few enough to decode beforehand
 
 
@@ -35,18 +36,23 @@ def parts(task: Task) -> list[Arm]:
     threads = f"{task.workers} thread{'s' * (task.workers > 1)}"
     found: list[Arm] = []
     if not isinstance(task.source.images, PixelArray):
-        found.append(Arm(PARTS, f"decode only, {threads}", lambda: endless(_DecodeOnly(task.source, _config(task)))))
+        found.append(_by_threads(f"decode only, {threads}", task, lambda: _DecodeOnly(task.source, _config(task))))
     found += [
-        Arm(PARTS, f"resize only, {threads}", lambda: endless(_ResizeOnly(_few(task.source), _config(task)))),
-        Arm(PARTS, _copy_name(task), lambda: _copies(task), ahead=1),
+        _by_threads(f"resize only, {threads}", task, lambda: _ResizeOnly(_few(task.source), _config(task))),
+        Arm(PARTS, _copy_name(task), lambda: _copies(task)),
     ]
     if not isinstance(task.source.images, PixelArray):
         found += [
-            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), ahead=0),
-            Arm(PARTS, GATHER, lambda: _gathers(task, random=True), ahead=1),
-            Arm(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False), ahead=1),
+            _by_threads(f"decode whole images, {threads}", task, lambda: _DecodeWhole(task.source, _config(task))),
+            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task)),
+            Arm(PARTS, GATHER, lambda: _gathers(task, random=True)),
+            Arm(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False)),
         ]
     return found
+
+
+def _by_threads(name: str, task: Task, loader: Callable[[], HostLoader]) -> Arm:
+    return Arm(PARTS, name, lambda: endless(loader()), lying_ready(HostLoader.name, task))
 
 
 def _config(task: Task) -> LoaderConfig:
@@ -57,11 +63,19 @@ def _config(task: Task) -> LoaderConfig:
 
 
 class _DecodeOnly(HostLoader):
-    """The host's loader that leaves the pixels where they are; its batches hold anything."""
+    """The host's loader that leaves the pixels where they are; its batches hold anything. Of a JPEG, no row is
+    decoded that lies below the crop."""
 
     def _read(self, squares: Tensor, batch: Any, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
         for place in places:
             self._load_or_substitute(batch.plan, ids, place)
+
+
+class _DecodeWhole(_DecodeOnly):
+    """The same with all rows of an image: what building the pixel cache has to decode."""
+
+    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
+        return load_pixels(self.source.images, index), plan.box[place].tolist()
 
 
 class _ResizeOnly(HostLoader):

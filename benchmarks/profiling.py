@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from benchmarks.columns import number
 from benchmarks.diagnosis import Measured, diagnose
-from benchmarks.measure import NOISY, cpu_seconds
+from benchmarks.measure import NOISY, Arm, Window, cpu_seconds, probed
 from benchmarks.options import Keep, OptionalInt, OptionalPath, Result, Where, told
 from benchmarks.workload import Workload, synchronise, workload
 from loaders import Batch, InputError, available_loaders, build_loader
@@ -34,6 +34,8 @@ from train.recipes import Mode, RecipeName
 from train.world import joined_world
 
 _TIMELINE_STEPS = 4
+_FEWEST_STEPS = 5  # that are measured: each is a window then
+_WARMED_UP, _TRACED, _ALONE = 0.25, 0.25, 0.06  # of --seconds, beside what is measured
 _STEP: tuple[Stage, ...] = ("forward", "backward", "optimizer")
 
 
@@ -56,17 +58,25 @@ class ProfileOptions(Where):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model; auto: on a GPU."""
     steps: int = 40
-    """Steps that are measured, after a quarter of them to warm up."""
+    """Steps that are measured at most, after a quarter of them to warm up."""
+    seconds: float = 16.0
+    """Fewer steps are measured, and traced, where they would take longer than this; 5 in any case."""
     trace_steps: int = 6
-    """Steps of the trace; 0 for none."""
+    """Steps of the trace at most; 0 for none."""
     weights: str = "none"
     """As for training; speed does not depend on them."""
     out: OptionalPath = None
     """Folder for bench.json, report.html and the trace; runs/profile-TIME, unless given."""
 
     def __post_init__(self) -> None:
-        if self.steps < 5:
-            raise InputError(f"--steps {self.steps}: expected 5 or more")
+        if self.steps < _FEWEST_STEPS:
+            raise InputError(f"--steps {self.steps}: expected {_FEWEST_STEPS} or more")
+        if not self.seconds > 0:
+            raise InputError(f"--seconds {self.seconds}: expected more than 0")
+
+    def lasting(self, steps: int, share: float, pace: float) -> int:
+        """As many steps of `pace` seconds as fit into a share of the time, `steps` at most."""
+        return min(steps, int(share * self.seconds / pace))
 
 
 def bench_profile(options: ProfileOptions, reporter: Reporter, keep: Keep) -> None:
@@ -87,12 +97,17 @@ def bench_profile(options: ProfileOptions, reporter: Reporter, keep: Keep) -> No
         ) as work,
     ):
         batches = endless(work)
-        result = described(options, work, record_steps(work, batches, options.steps))
+        pace = warm_up(work, batches, options)
+        steps = max(_FEWEST_STEPS, options.lasting(options.steps, 1, pace))
+        seen = record_steps(work, batches, steps)
+        alone = probed(Arm("loader alone", options.loader, lambda: batches), _ALONE * options.seconds)
+        result = described(options, work, seen, alone)
         result["nsys"] = nsys_line(keep.folder)
         if world.is_main:
             keep(result)
         if options.trace_steps:
-            file = trace(work, batches, options.trace_steps, keep.folder)
+            steps = max(1, options.lasting(options.trace_steps, _TRACED, pace))
+            file = trace(work, batches, steps, keep.folder)
             result["trace"] = file.name
         if world.is_main:
             keep(result)
@@ -124,12 +139,28 @@ class Seen:
     """Images/s of each fifth of the steps."""
 
 
-def record_steps(work: Workload, batches: Iterator[Batch], steps: int) -> Seen:
-    """Takes down so many steps, after a quarter as many to warm up."""
-    device = work.learner.device
-    for _ in range(max(3, steps // 4)):
+def warm_up(work: Workload, batches: Iterator[Batch], options: ProfileOptions) -> float:
+    """Steps that are not counted; the seconds of one, the same for all ranks, as they all take as many steps."""
+    timed(work, batches, 1)  # which compiles
+    pace = timed(work, batches, 1)
+    more = options.lasting(options.steps // 4 - 2, _WARMED_UP, pace)
+    return timed(work, batches, more) if more > 0 else pace
+
+
+def timed(work: Workload, batches: Iterator[Batch], steps: int) -> float:
+    """Seconds that each of so many steps takes, by the main process's clock."""
+    device, began = work.learner.device, time.perf_counter()
+    for _ in range(steps):
         work.step(next(batches))
     synchronise(device)
+    pace = torch.tensor((time.perf_counter() - began) / steps, dtype=torch.float64, device=device)
+    work.session.world.broadcast([pace])
+    return float(pace)
+
+
+def record_steps(work: Workload, batches: Iterator[Batch], steps: int) -> Seen:
+    """Takes down so many steps."""
+    device = work.learner.device
     recorder = Recorder(cuda=device.type == "cuda")
     with _captured(device), recording(recorder):
         began, burnt, clock = time.perf_counter(), cpu_seconds(), EpochClock(device)
@@ -167,8 +198,8 @@ def _captured(device: torch.device) -> Iterator[None]:
         torch.cuda.profiler.stop()
 
 
-def measured_of(seen: Seen, work: Workload) -> Measured:
-    """The recorded steps as the diagnosis takes them."""
+def measured_of(seen: Seen, work: Workload, alone: Window) -> Measured:
+    """The recorded steps, and the loader without them, as the diagnosis takes them."""
     loader, cuda = work.session.train_loader, work.learner.device.type == "cuda"
     totals = seen.totals
 
@@ -195,6 +226,8 @@ def measured_of(seen: Seen, work: Workload) -> Measured:
         cpu_seconds=seen.cpu_seconds,
         copying=(totals["copy"].device or 0.0) if cuda and "copy" in totals else 0.0,
         queue=sum(done / under_way for done, under_way in waited) / len(waited) if waited else None,
+        alone=alone.rate,
+        alone_cores=alone.cpu_seconds / alone.seconds,
         available=frozenset(filter(partial(can_serve, work), available_loaders())),
     )
 
@@ -208,9 +241,9 @@ def can_serve(work: Workload, name: str) -> bool:
     return True
 
 
-def described(options: ProfileOptions, work: Workload, seen: Seen) -> Result:
+def described(options: ProfileOptions, work: Workload, seen: Seen, alone: Window) -> Result:
     """The result: diagnosis, stages, a timeline, and one row."""
-    measured = measured_of(seen, work)
+    measured = measured_of(seen, work, alone)
     diagnosis = diagnose(measured)
     loader, low, high = work.session.train_loader, min(seen.rates), max(seen.rates)
     return {
@@ -238,6 +271,10 @@ def described(options: ProfileOptions, work: Workload, seen: Seen) -> Result:
         "notes": [
             f"{row['stage']:<10} {number(row['microseconds_per_image']):>8} µs an image  {row['where']}"
             for row in stage_rows(seen)
+        ]
+        + [
+            f"{loader.name} alone, without the step: {number(measured.alone)} images/s, "
+            f"{number(measured.alone_cores)} of {measured.cores} cores busy"
         ],
     }
 
@@ -287,12 +324,12 @@ def trace(work: Workload, batches: Iterator[Batch], steps: int, folder: Path) ->
         plain.unlink()
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = schedule(wait=1, warmup=1, active=steps)
+    plan = schedule(wait=0, warmup=1, active=steps)
     with (
         profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler,
         recording(Recorder(cuda=cuda, trace=True)),
     ):
-        for batch in _waited(batches, 2 + steps):
+        for batch in _waited(batches, 1 + steps):
             work.step(batch)
             profiler.step()
     return file

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, ready, repeated
+from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, lying_ready, once, ready, repeated
 from benchmarks.measure import Arm
 from benchmarks.parts import kept
 from loaders import LoaderConfig
@@ -70,18 +70,20 @@ class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
 
 # --- FFCV ------------------------------------------------------------------------------------------
 
+_FFCV_READY = 4  # batches: three in a queue, one in the hands of the thread that fills it
+
 
 def ffcv(task: Task) -> list[Arm]:
     """FFCV's loader; and its resampling with our plan, whose exact resampling has a row of its own."""
     if find_spec("ffcv") is None:
         return []
     found = [
-        Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task)),
-        Arm(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task))),
+        Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task), _FFCV_READY),
+        Arm(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task)), lying_ready("ffcv", task)),
     ]
     if isinstance(task.source.images, ImageFiles):
         name = "FFCV, its own way, raw at 256 px"
-        found.append(Arm(UINT8 + CACHED, name, lambda: _ffcv(replace(task, source=kept(task.source)))))
+        found.append(Arm(UINT8 + CACHED, name, lambda: _ffcv(replace(task, source=kept(task.source))), _FFCV_READY))
     return found
 
 
@@ -120,8 +122,10 @@ def _ffcv(task: Task) -> Batches:
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
+        images, places = once(task.source)
         loader = Loader(
-            str(_beton(task)),
+            str(_beton(images, task.workers)),
+            indices=places,
             batch_size=task.batch_size,
             num_workers=task.workers,
             order=OrderOption.RANDOM,
@@ -142,30 +146,32 @@ def _ffcv(task: Task) -> Batches:
             yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
 
 
-def _beton(task: Task) -> Path:
+def _beton(source: Source, workers: int) -> Path:
     """Pixels raw, photographs as JPEGs of quality 90, as FFCV's guide for ImageNet has it."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    mode = "jpg" if isinstance(task.source.images, ImageFiles) else "raw"
-    path = cache_folder() / "bench" / f"{task.source.fingerprint}-{mode}.beton"
+    mode = "jpg" if isinstance(source.images, ImageFiles) else "raw"
+    path = cache_folder() / "bench" / f"{source.fingerprint}-{mode}.beton"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
-        DatasetWriter(str(part), fields, num_workers=task.workers).from_indexed_dataset(_Images(task.source))
+        DatasetWriter(str(part), fields, num_workers=workers).from_indexed_dataset(_Images(source))
         part.rename(path)
     return path
 
 
 # --- DALI ------------------------------------------------------------------------------------------
 
+_DALI_READY = 4  # batches: two that its CPU part has finished, two that its GPU part has
+
 
 def dali(task: Task) -> list[Arm]:
     """DALI's pipeline, driven by its iterator for torch."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return []
-    return [Arm(UINT8, "DALI, its own way", lambda: _dali(task))]
+    return [Arm(UINT8, "DALI, its own way", lambda: _dali(task), _DALI_READY)]
 
 
 def _dali(task: Task) -> Batches:

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.arms import KEEPING_PIXELS, Batches, endless
-from benchmarks.cold import evict, files_of
+from benchmarks.arms import KEEPING_PIXELS, Batches, endless, made_ready
+from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
-from benchmarks.measure import Arm, Found, measure, row
+from benchmarks.measure import Arm, Found, measure, probed, row
 from benchmarks.options import Keep, OptionalInt, Result, Windows, told
-from benchmarks.workload import Workload, synchronise, workload
+from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
 from loaders.device.batches import finished_batch, fused_kernels
@@ -49,7 +49,7 @@ class SaturationOptions(Windows):
     size: OptionalInt = None
     """Side of the images in pixels; the trainer's, unless given."""
     batch_size: OptionalInt = None
-    """Images per step; the recipe's, unless given."""
+    """Images per step, unless given the recipe's; on a CPU 16, as a step of 256 takes it seconds."""
     images: OptionalInt = None
     """Length of an epoch; as many as step and loader manage in --seconds, unless given."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -77,7 +77,7 @@ def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep)
             model=options.model,
             recipe=options.recipe,
             size=options.size,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or quick_batches(device),
             compile=options.compile,
         ) as work:
             measure_mode(work, mode, options, reporter, partial(_keep_mode, keep, result, mode))
@@ -107,7 +107,7 @@ class Fed:
 
 def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter, known: Known) -> None:
     """Measures one mode; `known` is told of it after each turn."""
-    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds)
+    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds / 2).rate
     lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
     arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
@@ -158,11 +158,6 @@ def summary(
     }, [one | {"name": f"{mode}: {name}"} for name, one in by_name.items()]
 
 
-def probed(arm: Arm, seconds: float) -> float:
-    """Images/s, roughly."""
-    return measure([arm], windows=1, seconds=seconds / 2)[arm.name].windows[0].rate
-
-
 def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     """As many as step and loader together manage in so many seconds, in whole batches.
 
@@ -173,7 +168,8 @@ def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     rate = step
     if name not in KEEPING_PIXELS:  # which would have to decode them first
         few = _FEWEST_BATCHES * batch_size
-        rate = min(step, probed(Arm(ALONE, name, lambda: endless(work.loader(name, few))), seconds))
+        alone = Arm(ALONE, name, lambda: endless(work.loader(name, few)))
+        rate = min(step, probed(alone, seconds / 2).rate)
     fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
     return max(_FEWEST_BATCHES, int(min(fit, rate * seconds)) // batch_size) * batch_size
 
@@ -184,16 +180,15 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
     loader = work.loader(name, images)
     warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
     arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
-    loader.prepare()
-    files = files_of(loader.source)
-    if not files or name == "resident":
+    if not files_read(made_ready(loader)):
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
-    fed.warm, length = warm.name, images
-    if len(files) < images:  # repeated images would be read from the disk once only
-        length = max(1, len(files) // work.config.batch_size) * work.config.batch_size
+    fed.warm, length, there = warm.name, images, len(work.session.train_loader.source)
+    if there < images:  # repeated images would be read from the disk once only
+        length = max(1, there // work.config.batch_size) * work.config.batch_size
         arms.append(_end_to_end(work, name, f"{name}, warm, {length} images", length))
         fed.warm = arms[-1].name
+    files = files_read(made_ready(work.loader(name, length)))
 
     def empty() -> None:
         fed.emptied &= evict(files)

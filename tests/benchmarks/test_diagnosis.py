@@ -10,8 +10,9 @@ import pytest
 import simplejpeg
 
 from benchmarks.diagnosis import Limit, Measured, diagnose, find_limit, without
+from benchmarks.measure import Arm, probed
 from benchmarks.options import Where
-from benchmarks.profiling import endless, measured_of, record_steps
+from benchmarks.profiling import endless, measured_of, record_steps, timed
 from benchmarks.workload import Workload, workload
 from loaders.backends.host import HostLoader
 from loaders.sources import ImageFiles
@@ -32,6 +33,8 @@ DECODING = Measured(
     workers=2,
     cores=2,
     cpu_seconds=19.0,
+    alone=100.0,
+    alone_cores=1.9,
     copying=0.5,
     queue=0.1,
     available=frozenset({"torchvision", "resident", "streamed", "baseline"}),
@@ -48,6 +51,7 @@ DECODING = Measured(
         ({"inline": {"augment": 5.0}}, "augment"),
         ({"inline": {"plan": 6.0}, "device": "cpu"}, "plan"),
         ({"threads": {}, "inline": {}, "queue": None}, "loader"),
+        ({"threads": {"augment": 1.0}, "queue": None}, "loader"),  # FFCV's and DALI's own threads tell nothing
         ({"waiting": 0.1, "step": 9.9}, "step"),
         ({"waiting": 0.1, "step": 4.0, "launching": 9.9}, "host"),
     ],
@@ -65,6 +69,16 @@ def test_the_sentence_names_limit_change_and_gain() -> None:
         "decoding limits: 1.90 of 2 cores busy, the step waits 70 % of the time, the queue before it 10 % full; "
         "LOADER=resident would lift it from 100 images/s to about 312 (3.12 ×)."
     )
+
+
+def test_a_loader_without_marks_is_told_by_what_it_delivers_alone() -> None:
+    unknown = replace(DECODING, threads={}, inline={}, queue=None, loader="dali")
+    assert diagnose(unknown).sentence == (
+        "the loader limits: without the step it delivers 100 images/s, 1.90 of 2 cores busy; the step could take 333 "
+        "and waits 70 % of the time; LOADER=resident would lift it from 100 images/s to at most 333 (3.33 ×)."
+    )
+    on_cpu = replace(unknown, device="cpu", available=frozenset({"resident", "torchvision", "dali"}))
+    assert diagnose(on_cpu).change == "LOADER=torchvision"
 
 
 def test_idle_cores_call_for_threads_and_busy_ones_do_not() -> None:
@@ -86,7 +100,7 @@ def test_what_is_taken_away_leaves_the_rest_to_limit() -> None:
 def test_a_step_that_shares_its_cores_with_decoding_gains_from_kept_pixels() -> None:
     shared = replace(DECODING, device="cpu", waiting=0.1, step=9.9, threads={"decode": 5.0}, cpu_seconds=20.0)
     assert find_limit(shared) == "step"
-    assert "LOADER=resident" in diagnose(shared).change
+    assert "LOADER=streamed" in diagnose(shared).change  # the step's thread itself would resize for `resident`
     assert diagnose(shared).expected == pytest.approx(100 * 20 / 15)
 
 
@@ -114,7 +128,10 @@ def quick_step(*_: object) -> None:
 
 
 def diagnosed(work: Workload) -> tuple[Limit, str]:
-    diagnosis = diagnose(measured_of(record_steps(work, endless(work), 6), work))
+    batches = endless(work)
+    timed(work, batches, 3)
+    seen = record_steps(work, batches, 6)
+    diagnosis = diagnose(measured_of(seen, work, probed(Arm("", "alone", lambda: batches), 0.01)))
     return diagnosis.limit, diagnosis.sentence
 
 

@@ -12,16 +12,29 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure as measuring
+from benchmarks import parts as parting
 from benchmarks.__main__ import main
-from benchmarks.arms import BASELINE, FINISHED, UINT8, Task, long_epochs, ordinary, ours, tuning
+from benchmarks.arms import (
+    BASELINE,
+    FINISHED,
+    UINT8,
+    Task,
+    long_epochs,
+    lying_ready,
+    once,
+    ordinary,
+    ours,
+    tuning,
+)
 from benchmarks.measure import Arm, Found, Window, measure, rows
 from benchmarks.memory import MemoryWatch
 from benchmarks.parts import GATHER, parts
 from benchmarks.report import table
 from benchmarks.rivals import rivals, torchvision_v2
-from loaders import Source, open_data
+from loaders import LoaderConfig, Source, build_loader, open_data
 from loaders.backends import host
 from loaders.sources import PixelArray
+from loaders.stages import Recorder, recording
 from tests.loaders.test_loader import numbered
 
 
@@ -89,7 +102,8 @@ def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clo
     whole = Arm("g", "whole", working(clock, 1 / 100, order, "whole").batches, together=7)
     found = measure([ready, whole], windows=1, seconds=0.1)
     assert [window.images for window in found["ready"].windows] == [3 * 4]  # 0.04 s each
-    assert order.count("ready") == 1 + (3 + 2) + (3 + 3)  # the first, the warming up of half a window, the window
+    # The first, the warming up of half a window, the window: each after what lay ready, and one that was waited for.
+    assert order.count("ready") == 1 + (3 + 1 + 2) + (3 + 1 + 3)
     assert [window.images for window in found["whole"].windows] == [7 * 4]
     assert order.count("whole") == 3 * 7
 
@@ -113,6 +127,22 @@ def test_short_sets_are_repeated_and_bad_images_left_out() -> None:
     assert set(long.labels.tolist()) == set(range(10)) - {3}
     assert not long.bad
     assert len(long_epochs(source, 4)) == 9
+
+
+def test_what_is_repeated_is_found_once() -> None:
+    long = long_epochs(numbered(10, bad=[3]), 40)
+    images, places = once(long)
+    assert sorted(images.labels.tolist()) == sorted(set(range(10)) - {3})
+    np.testing.assert_array_equal(images.labels[places], long.labels)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "streamed", "resident", "baseline"])
+def test_no_more_batches_lie_ready_than_is_said(name: str) -> None:
+    given = task(numbered(16))
+    config = LoaderConfig(spec=given.spec, training=True, batch_size=given.batch_size, workers=given.workers)
+    with recording(Recorder()) as recorder:
+        assert len(list(build_loader(given.source, config, loader=name))) == 8
+    assert max((under_way for _, under_way in recorder.queue), default=0) == lying_ready(name, given)
 
 
 def task(source: Source) -> Task:
@@ -164,6 +194,21 @@ def test_each_part_does_only_its_own_work(image_folder: Path, monkeypatch: pytes
         del batches  # its threads end
         assert set(done) == expected[arm.name.split()[0]]
     assert [arm.name.split()[0] for arm in parts(task(numbered(16)))] == ["resize", "copy"]
+
+
+def test_one_part_decodes_whole_images(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    shapes: list[tuple[int, ...]] = []
+    load = parting.load_pixels
+
+    def noted(*given: Any) -> Any:
+        shapes.append((pixels := load(*given)).shape[:2])
+        return pixels
+
+    monkeypatch.setattr(parting, "load_pixels", noted)
+    (arm,) = [arm for arm in parts(task(source)) if arm.name.startswith("decode whole")]
+    next(iter(arm.batches()))
+    assert set(shapes) <= set(map(tuple, source.sizes.tolist()))
 
 
 def noting(done: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
