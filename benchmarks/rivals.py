@@ -82,12 +82,16 @@ def ffcv(task: Task) -> list[Arm]:
         Arm(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task)), lying_ready("ffcv", task)),
     ]
     if isinstance(task.source.images, ImageFiles):
-        name = "FFCV, its own way, raw at 256 px"
-        found.append(Arm(UINT8 + CACHED, name, lambda: _ffcv(replace(task, source=kept(task.source))), _FFCV_READY))
+        raw, same = "FFCV, its own way, raw at 256 px", "FFCV, its own way, the folder's JPEGs"
+        found += [
+            Arm(UINT8, same, lambda: _ffcv(task, as_they_are=True), _FFCV_READY),
+            Arm(UINT8 + CACHED, raw, lambda: _ffcv(replace(task, source=kept(task.source))), _FFCV_READY),
+        ]
     return found
 
 
 def _area(task: Task) -> Any:
+    """Ours, with FFCV's resampling."""
     from loaders.backends.ffcv import FFCVLoader
 
     config = LoaderConfig(
@@ -99,6 +103,14 @@ def _area(task: Task) -> Any:
         workers=task.workers,
     )
     return FFCVLoader(task.source, config, resampling="area")
+
+
+def _our_beton(task: Task) -> Path:
+    """The file that ours reads, with JPEGs as they are in the folder."""
+    loader = _area(task)
+    loader.prepare()
+    path: Path = loader.path
+    return path
 
 
 class _Images:
@@ -115,16 +127,20 @@ class _Images:
         return Image.fromarray(pixels), int(self.source.labels[index])
 
 
-def _ffcv(task: Task) -> Batches:
+def _ffcv(task: Task, *, as_they_are: bool = False) -> Batches:
+    """`as_they_are`: of JPEGs that are not encoded anew beforehand; their file has no labels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
-        images, places = once(task.source)
+        from loaders.backends.ffcv_file import FIELD
+
+        source, places = once(task.source)
+        path = _our_beton(replace(task, source=source)) if as_they_are else _beton(source, task.workers)
         loader = Loader(
-            str(_beton(images, task.workers)),
+            str(path),
             indices=places,
             batch_size=task.batch_size,
             num_workers=task.workers,
@@ -132,18 +148,20 @@ def _ffcv(task: Task) -> Batches:
             drop_last=True,
             pipelines={
                 # What can be compiled comes first: after what cannot, it lets the graph be built for ever.
-                "image": [
+                (FIELD if as_they_are else "image"): [
                     RandomResizedCropRGBImageDecoder((task.size, task.size)),
                     RandomHorizontalFlip(),
                     ToTensor(),
                     ToTorchImage(),
                 ],
-                "label": [IntDecoder(), ToTensor(), Squeeze()],
+                **({} if as_they_are else {"label": [IntDecoder(), ToTensor(), Squeeze()]}),
             },
         )
+    any_labels = torch.zeros(task.batch_size, dtype=torch.int64)
     while True:
-        for images, labels in loader:
-            yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
+        for images, *labels in loader:
+            known = labels[0] if labels else any_labels
+            yield images.to(task.device, non_blocking=True), known.to(task.device, non_blocking=True)
 
 
 def _beton(source: Source, workers: int) -> Path:
