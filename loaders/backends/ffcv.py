@@ -27,6 +27,7 @@ from loaders.machine import cache_folder, told_bytes
 from loaders.order import PADDING
 from loaders.sources.base import ImageFiles, Source
 from loaders.sources.index import Progress
+from loaders.stages import stage
 
 if TYPE_CHECKING:
     from loaders.backends.ffcv_file import Beton, Stored
@@ -145,18 +146,20 @@ class FFCVLoader(HostLoader, KeptLoader):
         these = slice(places.start, places.stop)
         plan, mine = batch.plan[these], ids[these]
         flips = self._upload is None and plan.inner is None  # a GPU does it in passing
-        failed = self._kernel.read_squares(
-            self._beton.data,
-            self._beton.images,
-            mine,
-            plan.box,
-            plan.resized,
-            plan.window,
-            plan.flip if flips else np.zeros_like(plan.flip),
-            self._exact,
-            self._room(self._beton.most_bytes),
-            squares.permute(0, 2, 3, 1).numpy(),
-        )
+        decodes = isinstance(self.source.images, ImageFiles) and self._photographs == "jpeg"
+        with stage("decode" if decodes else "resize"):  # the kernel does both; decoding takes longer
+            failed = self._kernel.read_squares(
+                self._beton.data,
+                self._beton.images,
+                mine,
+                plan.box,
+                plan.resized,
+                plan.window,
+                plan.flip if flips else np.zeros_like(plan.flip),
+                self._exact,
+                self._room(self._beton.most_bytes),
+                squares.permute(0, 2, 3, 1).numpy(),
+            )
         if failed >= 0:
             image = self.source.images.describe(int(mine[failed]))
             raise InputError(f"LOADER=ffcv: {image} cannot be decoded from {self.path}: remove that file")
