@@ -278,6 +278,8 @@ class DaliLoader(HostLoader):
             # Copied where nothing was left to do, so that nothing of the receiver's is DALI's.
             images = squares.clone(memory_format=torch.channels_last) if images is squares else images
             return Batch(images, reference.sent(making.labels.numpy(), device))
+        if self.config.dtype == torch.uint8 and plan.inner is None and plan.color is None:  # nothing is left to do
+            return Batch(self._finish(squares, plan), making.labels)
         images, _ = self._empty_batch(len(flip), plan)
         parts = [slice(first, first + MOST_SAMPLES_PER_TASK) for first in range(0, len(flip), MOST_SAMPLES_PER_TASK)]
         for task in [pool.submit(self._finish, squares[part], plan[part], images[part]) for part in parts]:
