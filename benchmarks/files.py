@@ -54,16 +54,17 @@ def run_keep(options: KeepOptions) -> int:
 
 
 def result_name(result: Result) -> str:
-    """loaders-cifar10-cpu-20261124-3f392b4030.json, steps-gpu-h100-80gb-hbm3-20261124-3f392b4030.json."""
-    environment = result.get("environment", {})
+    """loaders-cifar10-cpu-20261124-3f392b4030.json, steps-feature-gpu-h100-80gb-hbm3-20261124-3f392b4030.json."""
+    environment, options = result.get("environment", {}), result.get("options", {})
+    mode = options.get("mode", "both")
     gpus = environment.get("gpus") or []
     on = "cpu"
     if gpus:
         on = f"gpu-{_plain(gpus[0].lower().removeprefix('nvidia '))}"
     commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
     date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
-    data = _plain(Path(str(result.get("options", {}).get("data", ""))).name.lower())  # of a folder, its own name
-    return "-".join(filter(None, (result["theme"], data, on, date, f"{commit}.json")))
+    data = _plain(Path(str(options.get("data", ""))).name.lower())  # of a folder, its own name
+    return "-".join(filter(None, (result["theme"], mode.replace("both", ""), data, on, date, f"{commit}.json")))
 
 
 def _plain(text: str) -> str:

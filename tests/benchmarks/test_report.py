@@ -149,6 +149,8 @@ def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
     assert result_name(on_gpu) == "loaders-sample-gpu-h100-80gb-hbm3-20261124-0123456789.json"
     of_photos = on_gpu | {"options": {"data": "/data/My Photos"}}
     assert result_name(of_photos) == "loaders-my-photos-gpu-h100-80gb-hbm3-20261124-0123456789.json"
+    of_one_mode = kept | {"theme": "profile", "options": {"data": "sample", "mode": "feature"}}
+    assert result_name(of_one_mode) == "profile-feature-sample-cpu-20261124-0123456789.json"
     (tmp_path / "bench.json").write_text(json.dumps(kept))
     assert main(["keep", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results" / result_name(kept)).read_text()) == kept
