@@ -1,9 +1,11 @@
 """A loader's parts by themselves, as limits: decoding alone, resizing alone, copying alone."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from loaders.backends.decode import load_pixels
 from loaders.backends.host import HostLoader
 from loaders.backends.streamed import flat_pixels, gather, stage
 from loaders.build_cache import build_cache, with_kept_pixels
+from loaders.machine import cache_folder
 from loaders.plan import Plan
 from loaders.sources import PixelArray
 from loaders.sources.base import CachedPixels
@@ -44,7 +47,7 @@ def parts(task: Task) -> list[Arm]:
     if not isinstance(task.source.images, PixelArray):
         found += [
             _by_threads(f"decode whole images, {threads}", task, lambda: _DecodeWhole(task.source, _config(task))),
-            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task)),
+            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), before=_empty_bin),
             Arm(PARTS, GATHER, lambda: _gathers(task, random=True)),
             Arm(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False)),
         ]
@@ -128,11 +131,24 @@ def _builds(task: Task) -> Batches:
     """A cache built from nothing, again and again."""
     part = task.source.select(np.arange(min(_BUILT, len(task.source))))
     layout = Layout.of(part, Preprocessing())
-    while True:
-        shutil.rmtree(layout.folder, ignore_errors=True)
-        build_cache(part, layout.preprocessing, report_bad=_passed_over, workers=task.workers)
-        shutil.rmtree(layout.folder)
-        yield torch.empty(0), torch.from_numpy(part.labels)
+    try:
+        for place in count():
+            shutil.rmtree(layout.folder, ignore_errors=True)
+            build_cache(part, layout.preprocessing, report_bad=_passed_over, workers=task.workers)
+            _bin().mkdir(parents=True, exist_ok=True)
+            layout.folder.rename(_bin() / str(place))
+            yield torch.empty(0), torch.from_numpy(part.labels)
+    finally:
+        _empty_bin()
+
+
+def _bin() -> Path:
+    """Where caches go that were built: to delete half a gigabyte is no part of building it."""
+    return cache_folder() / "bench" / f"bin-{os.getpid()}"
+
+
+def _empty_bin() -> None:
+    shutil.rmtree(_bin(), ignore_errors=True)
 
 
 def _gathers(task: Task, *, random: bool) -> Batches:
