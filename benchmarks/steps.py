@@ -28,6 +28,7 @@ from train.recipes import Mode
 
 GROUPS: dict[Mode, str] = {"finetune": "fine-tuning", "feature": "feature extraction"}
 CLASSES = 10
+_COMPILED = "+ compile"
 _BATCHES = 4
 """Different ones that are fed in turn."""
 _SIDE, _IMAGES = 256, 512
@@ -50,6 +51,8 @@ class StepsOptions(Machine):
     """Turns that each rung has."""
     seconds: float = 1.5
     """Length of a turn."""
+    autotune: bool = False
+    """On a GPU, also a rung for which the compiler measures all its choices: that takes it minutes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Rung:
     folded: bool = False
     """BatchNorm folded into a frozen backbone's convolutions."""
     compiled: bool = False
+    compile_mode: str | None = None
+    pure: bool = False
+    """Weights, too, in the lower precision itself, instead of autocast."""
+    beside: bool = False
+    """An alternative to the compiled step, and compared with that, instead of one rung more."""
     graph: bool = False
     """The whole step, update included, recorded once and replayed."""
     needs_gpu: bool = False
@@ -76,6 +84,8 @@ class Rung:
         """What this rung lacks here; None where it can be measured."""
         if self.needs_gpu and device.type != "cuda":
             return "needs a GPU"
+        if self.pure and choose_precision("auto", device).dtype == torch.float32:
+            return "needs bf16"
         if self.compiled and not can_compile():
             return "needs a C compiler and Python.h (gcc, python3-dev)"
         if self.augmented == "fused" and fused_kernels(device) is None:
@@ -83,8 +93,8 @@ class Rung:
         return None
 
 
-def ladder(mode: Mode) -> list[Rung]:
-    """All rungs, each with what the ones before it have."""
+def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
+    """All rungs, each with what the ones before it have; then those beside the compiled step."""
     plain = Rung("eager, contiguous, fp32", "as PyTorch comes, but without TF32")
     tf32 = Rung("+ TF32", "torch.set_float32_matmul_precision('high')", tf32=True, needs_gpu=True)
     last = replace(
@@ -97,7 +107,15 @@ def ladder(mode: Mode) -> list[Rung]:
     lowered = replace(last, name="+ autocast", switch="torch.autocast", lowered=True)
     folded = replace(lowered, name="+ batch norm folded", switch="torch.nn.utils.fusion.fuse_conv_bn_eval", folded=True)
     best = folded if mode == "feature" else lowered
-    compiled = replace(best, name="+ compile", switch="model.compile()", compiled=True)
+    compiled = replace(best, name=_COMPILED, switch="model.compile()", compiled=True)
+    beside = replace(compiled, beside=True)
+    autotuned = replace(
+        beside,
+        name="compile, autotuned",
+        switch="model.compile(mode='max-autotune-no-cudagraphs')",
+        compile_mode="max-autotune-no-cudagraphs",
+        needs_gpu=True,
+    )
     return [
         *(plain, tf32, last, lowered),
         *([folded] if mode == "feature" else []),
@@ -109,14 +127,16 @@ def ladder(mode: Mode) -> list[Rung]:
             graph=True,
             needs_gpu=True,
         ),
+        replace(beside, name="compile, pure bf16", switch="model.to(torch.bfloat16), no autocast", pure=True),
+        *([autotuned] if autotune else []),
         replace(
-            compiled,
+            beside,
             name="compile, augmentation in torch",
             switch="loaders.device.resample, then reference",
             augmented="torch",
         ),
         replace(
-            compiled,
+            beside,
             name="compile, fused augmentation",
             switch="loaders.device.fused",
             augmented="fused",
@@ -146,7 +166,7 @@ def bench_steps(options: StepsOptions, reporter: Reporter, keep: Keep) -> None:
 
 def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: Reporter) -> list[dict[str, Any]]:
     """A row for each rung of one mode."""
-    rungs = ladder(mode)
+    rungs = ladder(mode, autotune=options.autotune)
     arms = {
         rung.name: Arm(GROUPS[mode], rung.name, lambda rung=rung: stepping(rung, mode, options, device))  # type: ignore[misc]
         for rung in rungs
@@ -166,11 +186,16 @@ def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: 
 
 
 def _gain(rungs: list[Rung], place: int, found: dict[str, Found]) -> float | None:
-    """How many times as fast a rung is as the last one below it that was measured, as the median over the turns."""
-    below = [rung.name for rung in rungs[:place] if rung.name in found]
-    if rungs[place].name not in found or not below:
+    """How many times as fast a rung is as the last one below it that was measured, as the median over the turns.
+
+    One beside the compiled step is compared with that.
+    """
+    rung = rungs[place]
+    below = [_COMPILED] if rung.beside else [rung.name for rung in rungs[:place]]
+    below = [name for name in below if name in found]
+    if rung.name not in found or not below:
         return None
-    pairs = zip(found[rungs[place].name].windows, found[below[-1]].windows, strict=True)
+    pairs = zip(found[rung.name].windows, found[below[-1]].windows, strict=True)
     return median(ours.rate / theirs.rate for ours, theirs in pairs)
 
 
@@ -206,6 +231,8 @@ class _Step:
         self.dtype = choose_precision("auto", device).dtype
         layout = torch.channels_last if rung.channels_last else torch.contiguous_format
         model: ResNet = build_model(architecture, CLASSES).to(device, memory_format=layout)
+        if rung.pure:
+            model = model.to(self.dtype)
         self._backbone: nn.Module | None = None
         self._trained: nn.Module = model.train()
         if mode == "feature":
@@ -213,7 +240,7 @@ class _Step:
             self._backbone = folded_backbone(model) if rung.folded else _headless(model)
             self._trained = model.fc
         if rung.compiled:
-            (self._trained if self._backbone is None else self._backbone).compile()
+            (self._trained if self._backbone is None else self._backbone).compile(mode=rung.compile_mode)
         trained = [parameter for parameter in self._trained.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.SGD(trained, 1e-3, momentum=0.9, fused=True)
 
@@ -222,7 +249,8 @@ class _Step:
         return self.dtype if self.rung.lowered else torch.float32
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.rung.lowered and self.dtype != torch.float32):
+        lowered = self.rung.lowered and not self.rung.pure and self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=lowered):
             if self._backbone is not None:
                 with torch.no_grad():
                     images = self._backbone(images)

@@ -11,7 +11,9 @@ from torch import nn
 
 from benchmarks import steps
 from benchmarks.__main__ import main
+from benchmarks.measure import Found, Window
 from benchmarks.steps import Rung, StepsOptions, ladder, stepping
+from train.precision import choose_precision
 
 CPU = torch.device("cpu")
 SMALL = StepsOptions(size=32, batch_size=2)
@@ -20,20 +22,39 @@ SMALL = StepsOptions(size=32, batch_size=2)
 @pytest.fixture(autouse=True)
 def _compiled_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes half a minute a network; which networks are to be compiled is noted."""
-    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(self, "was_compiled", True))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: setattr(self, "was_compiled", mode or "default"))
 
 
 @pytest.mark.parametrize("mode", ["finetune", "feature"])
 def test_each_rung_adds_to_the_one_before(mode: Any) -> None:
-    rungs = ladder(mode)
+    whole = ladder(mode, autotune=True)
+    rungs = [rung for rung in whole if not rung.beside]
     switches = ("tf32", "channels_last", "lowered", "folded", "compiled", "graph")
     on = [{name for name in switches if getattr(rung, name)} for rung in rungs]
-    ladder_proper = on[: -len(("in torch", "fused"))]
     assert on[0] == set()
-    assert all(len(after - before) == 1 and before < after for before, after in itertools.pairwise(ladder_proper))
-    assert [rung.augmented for rung in rungs[-2:]] == ["torch", "fused"]
-    assert len({rung.name for rung in rungs}) == len(rungs)
-    assert ("folded" in ladder_proper[-1]) is (mode == "feature")
+    assert all(len(after - before) == 1 and before < after for before, after in itertools.pairwise(on))
+    assert ("folded" in on[-1]) is (mode == "feature")
+    assert whole[: len(rungs)] == rungs
+    assert [rung.augmented for rung in whole[-2:]] == ["torch", "fused"]
+    assert len({rung.name for rung in whole}) == len(whole)
+    assert len(ladder(mode)) == len(whole) - 1  # none autotuned
+
+
+def test_what_lies_beside_the_compiled_step_is_compared_with_that() -> None:
+    compiled, graph, beside = Rung("+ compile", ""), Rung("graph", ""), Rung("beside", "", beside=True)
+    found = {
+        name: Found(0, None, [Window(images, 1.0, 0.0)] * 3)
+        for name, images in (("+ compile", 10), ("graph", 20), ("beside", 15))
+    }
+    rungs = [compiled, graph, beside]
+    assert [steps._gain(rungs, place, found) for place in range(3)] == [None, 2.0, 1.5]
+
+
+def test_pure_bf16_keeps_weights_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "choose_precision", lambda *_: choose_precision("bf16", CPU))
+    step = steps._Step(Rung("pure", "", pure=True, lowered=True), "finetune", "resnet18", CPU)
+    assert {parameter.dtype for parameter in step._trained.parameters()} == {torch.bfloat16}
+    step(torch.randn(2, 3, 32, 32).to(step.input_dtype), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("mode", ["finetune", "feature"])
