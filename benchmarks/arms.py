@@ -121,9 +121,10 @@ def ready(workers: int) -> int:
 
 def lying_ready(name: str, task: Task) -> int:
     """Batches of a loader of ours that may lie ready: those it makes while nobody asks for them."""
-    if name in ("baseline", "resident"):
+    on_gpu = task.device.type == "cuda"
+    if name == "baseline" or (name == "resident" and on_gpu):
         return 0
-    if name == "streamed" and task.device.type == "cuda":
+    if name == "streamed" and on_gpu:
         return SLOTS
     return max(AHEAD, -(-2 * task.workers // task.batch_size))
 

@@ -100,7 +100,7 @@ def test_what_is_taken_away_leaves_the_rest_to_limit() -> None:
 def test_a_step_that_shares_its_cores_with_decoding_gains_from_kept_pixels() -> None:
     shared = replace(DECODING, device="cpu", waiting=0.1, step=9.9, threads={"decode": 5.0}, cpu_seconds=20.0)
     assert find_limit(shared) == "step"
-    assert "LOADER=streamed" in diagnose(shared).change  # the step's thread itself would resize for `resident`
+    assert "LOADER=streamed" in diagnose(shared).change  # of a CPU's memory, no copy of all images is wanted
     assert diagnose(shared).expected == pytest.approx(100 * 20 / 15)
 
 

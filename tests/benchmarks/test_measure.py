@@ -182,9 +182,9 @@ def test_torchvisions_arm_serves_every_kind_of_file(image_folder: Path) -> None:
 def test_each_part_does_only_its_own_work(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = open_data(str(image_folder), root=image_folder)
     done: list[str] = []
-    for module, name in ((host, "load_pixels"), (host, "_resize")):
+    for module, name in ((host, "load_pixels"), (host, "antialiased")):
         monkeypatch.setattr(module, name, noting(done, name, getattr(module, name)))
-    expected = {"decode": {"load_pixels"}, "resize": {"_resize"}, "copy": set()}
+    expected = {"decode": {"load_pixels"}, "resize": {"antialiased"}, "copy": set()}
     arms = parts(task(source))[:3]
     assert [arm.name.split()[0] for arm in arms] == list(expected)
     for arm in arms:

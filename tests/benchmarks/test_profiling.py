@@ -53,20 +53,3 @@ def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["profile", "feature", "--steps", "2"])
     assert ended.value.code == 2
     assert "--steps 2: expected 5 or more" in capsys.readouterr().err
-
-
-def test_runs_to_accuracy_lie_side_by_side(
-    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    given = ["train", "--mode", "feature", "--loader", "torchvision", "--epochs", "1", *small(image_folder, out)]
-    assert main(given) == 0
-    _, result = last_line(capsys)
-    assert [row["name"] for row in result["rows"]] == ["feature, baseline", "feature, torchvision"]
-    baseline, ours = result["rows"]
-    assert baseline["times_baseline"] == 1
-    assert ours["times_baseline"] == pytest.approx(baseline["minutes"] / ours["minutes"])
-    assert [run["val_top1"] for run in result["runs"]] == [row["val_top1"] for row in result["rows"]]
-    assert {run["val_seen"] for run in result["runs"]} == {10}
-    assert main(given) == 2
-    assert "holds another run: choose another OUT" in capsys.readouterr().err
