@@ -149,15 +149,17 @@ def extrapolated(epochs: int, images: int, rate: float) -> float:
 def steps_lines(results: Results) -> list[Line]:
     """Each rung that could be measured."""
     return [
-        Line(
-            f"{row['group']}, step: {row['name']}",
-            _rate(row),
-            row["switch"]
-            if row["times_before"] is None
-            else f"{times(row['times_before'])} the rung before; {row['switch']}",
-        )
+        Line(f"{row['group']}, step: {row['name']}", _rate(row), _gained(row))
         for row in measured(results["steps"]["rows"])
     ]
+
+
+def _gained(row: dict[str, Any]) -> str:
+    """What a rung is worth, and what turns it on."""
+    if row["times_before"] is None:
+        return str(row["switch"])
+    before = "the compiled one" if row["beside"] else "the rung before"
+    return f"{times(row['times_before'])} {before}; {row['switch']}"
 
 
 def profile_lines(mode: Mode, results: Results) -> list[Line]:

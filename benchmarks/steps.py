@@ -179,7 +179,7 @@ def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: 
     empty = dict.fromkeys(measured[rungs[0].name]) | {"group": GROUPS[mode], "noisy": False, "windows": []}
     return [
         measured.get(rung.name, empty | {"name": rung.name})
-        | {"place": place, "switch": rung.switch, "missing": rung.missing(device)}
+        | {"place": place, "switch": rung.switch, "missing": rung.missing(device), "beside": rung.beside}
         | {"times_before": _gain(rungs, place, found)}
         for place, rung in enumerate(rungs)
     ]

@@ -112,17 +112,19 @@ def test_the_blogs_time_is_extrapolated_and_says_so() -> None:
 
 
 def test_steps_name_the_gain_of_each_rung_that_was_measured() -> None:
-    shared = {"group": "fine-tuning", "switch": "a switch"}
+    shared = {"group": "fine-tuning", "switch": "a switch", "beside": False}
     result = {
         "rows": [
             shared | {"name": "plain", "images_per_second": 100.0, "times_before": None},
             shared | {"name": "+ TF32", "images_per_second": None, "times_before": None},
             shared | {"name": "+ compile", "images_per_second": 150.0, "times_before": 1.5},
+            shared | {"name": "pure", "images_per_second": 300.0, "times_before": 2.0, "beside": True},
         ]
     }
     assert gpu_table.steps_lines({"steps": result}) == [
         Line("fine-tuning, step: plain", "100 images/s", "a switch"),
         Line("fine-tuning, step: + compile", "150 images/s", "1.50 × the rung before; a switch"),
+        Line("fine-tuning, step: pure", "300 images/s", "2.00 × the compiled one; a switch"),
     ]
 
 
