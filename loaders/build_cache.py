@@ -207,7 +207,9 @@ class _Build:
     def _keep(self, ids: list[int]) -> dict[int, str]:
         """Decodes some images and writes them to their places; returns why any of them cannot be."""
         failed = {}
-        room = np.empty(int(np.diff(self.layout.offsets)[ids].max()), np.uint8)  # fresh memory for each would cost more
+        offsets, places = self.layout.offsets, np.array(ids)
+        # For the largest: fresh memory for each would cost more.
+        room = np.empty(int((offsets[places + 1] - offsets[places]).max()), np.uint8)
         for index in ids:
             if index in self.source.bad:
                 continue

@@ -86,8 +86,11 @@ def free_memory(device: torch.device, cgroups: Path = _CGROUPS, memberships: Pat
 
 
 def _bytes_of_files(group: Path) -> int:
-    """What a control group's memory holds of files."""
-    counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    """What a control group's memory holds of files; 0 where that is not told."""
+    try:
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
     return sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("active_file", "inactive_file"))
 
 

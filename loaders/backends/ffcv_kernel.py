@@ -124,15 +124,12 @@ def _resample_as_ffcv(image, box, resized, window, flip, square):  # type: ignor
     if flip[0]:
         _mirror(square)
     if flip[1]:
-        for y in range(side // 2):
-            for i in range(square.shape[1]):
-                for c in range(3):
-                    square[y, i, c], square[side - 1 - y, i, c] = square[side - 1 - y, i, c], square[y, i, c]
+        _mirror(square.transpose(1, 0, 2))
 
 
 @_compiled
 def _mirror(square):  # type: ignore[no-untyped-def]
-    """Left and right change places; value by value, as numba is slow at copying three at a time."""
+    """Left and right of `[H, W, 3]` change places; value by value, as numba is slow at copying three at a time."""
     side = square.shape[1]
     for y in range(len(square)):
         for x in range(side // 2):

@@ -108,7 +108,7 @@ def test_it_reads_noise_of_any_size_as_the_reference_does_to_the_bit(
 
 @pytest.mark.needs_ffcv
 @pytest.mark.parametrize(
-    "spec", [SPEC, PlanSpec(PaddedRandomCrop(32, 32, 12), horizontal_flip=0.5)], ids=["crop", "pad"]
+    "spec", [SPEC, PlanSpec(PaddedRandomCrop(32, 32, 12), horizontal_flip=0.5, vertical_flip=0.5)], ids=["crop", "pad"]
 )
 def test_ffcvs_own_resampling_is_near_and_not_the_same(jpegs: Source, spec: PlanSpec) -> None:
     """Measured on smooth images: mean 0.9 grey levels; a box or flip that is not the plan's would be 30 and more."""

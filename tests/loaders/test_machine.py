@@ -69,6 +69,7 @@ def test_what_holds_for_a_process_is_what_its_own_groups_and_those_above_allow(
     ("memberships", "files", "free"),
     [
         ("0::/\n", {"memory.max": "5000\n", "memory.current": "2000\n", "memory.stat": "anon 1500\n"}, 3000),
+        ("0::/\n", {"memory.max": "5000\n", "memory.current": "2000\n"}, 3000),
         (
             "0::/job\n",
             {
