@@ -1,7 +1,9 @@
 """What all tests share: real data where it is laid out, capabilities that may be missing, small image folders."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,18 @@ def as_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from loader._stream(start)
 
     monkeypatch.setattr(StreamedLoader, "_produce", produce)
+
+
+@contextmanager
+def host_may_not_wait() -> Iterator[None]:
+    """Within it, what would let the host wait for the GPU raises."""
+    with warnings.catch_warnings():  # it warns of being a prototype: as an error, that would leave the mode set
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture

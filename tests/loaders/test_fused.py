@@ -17,6 +17,7 @@ from loaders import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, 
 from loaders.backends import resident
 from loaders.device import batches, fused, reference
 from loaders.plan import Plan
+from tests.conftest import host_may_not_wait
 from tests.loaders.test_host import numbered
 from tests.loaders.test_resample import drawn, ragged
 from tests.loaders.test_resident import build, same
@@ -237,9 +238,6 @@ def test_the_host_never_waits_for_the_gpu_in_them() -> None:
     plans = [drawn(spec, SIZES) for spec in (ONE_READ["random resized crop"], TWICE["both"], coloured)]
     for plan in plans:
         fused.batches(on_gpu, starts, widths, plan)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_may_not_wait():
         for plan in plans:
             fused.batches(on_gpu, starts, widths, plan)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

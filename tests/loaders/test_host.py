@@ -35,7 +35,7 @@ from loaders.backends import host
 from loaders.device import reference
 from loaders.plan import Plan
 from loaders.sources import PixelArray
-from tests.conftest import smooth_image
+from tests.conftest import host_may_not_wait, smooth_image
 
 MEAN, STD = (torch.tensor(reference.IMAGENET_MEAN)[:, None, None], torch.tensor(reference.IMAGENET_STD)[:, None, None])
 
@@ -620,8 +620,5 @@ def test_the_host_never_waits_for_the_gpu() -> None:
     loader = build(numbered(40), device=torch.device("cuda"))
     list(loader)  # constants are sent once, with the first batch
     loader.set_epoch(1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_may_not_wait():
         list(loader)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

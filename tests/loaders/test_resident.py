@@ -11,6 +11,7 @@ import torch
 from loaders import BadImageError, Batch, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
 from loaders.backends import kept, resident
 from loaders.backends.decode import load_pixels
+from tests.conftest import host_may_not_wait
 from tests.loaders.test_host import EVERYTHING, SMALL, SPECS, files, numbered, same
 
 __all__ = ["files"]
@@ -142,8 +143,5 @@ def test_the_host_never_waits_for_the_gpu(files: Source) -> None:
     loader = build(files, EVERYTHING, device=torch.device("cuda"))
     loader.prepare()
     list(loader)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_may_not_wait():
         list(loader)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -33,7 +33,7 @@ from loaders.backends.streamed import SLOTS, Slot, Staged, StreamedLoader, gathe
 from loaders.device import reference, resample
 from loaders.sources import PixelArray
 from loaders.sources.base import CachedPixels
-from tests.conftest import as_to_a_gpu, smooth_image
+from tests.conftest import as_to_a_gpu, host_may_not_wait, smooth_image
 
 SIZE = 40
 SPECS = {
@@ -409,8 +409,5 @@ def test_the_host_never_waits_for_the_gpu(source: Source) -> None:
     loader = build(source, device=torch.device("cuda"))
     list(loader)  # constants are sent once, with the first batch
     loader.set_epoch(1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_may_not_wait():
         list(loader)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
