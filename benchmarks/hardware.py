@@ -1,7 +1,7 @@
 """What the GPU could do at most, and what it says it is doing."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -112,14 +112,15 @@ class GpuWatch(Watch):
             if found is None:
                 return
             nvml, handle = found
-            for _ in self._looks():
-                self._seen.append(
-                    (
-                        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-                        nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                        float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            with suppress(nvml.NVMLError):  # of a part of a GPU (MIG) not all is told
+                for _ in self._looks():
+                    self._seen.append(
+                        (
+                            nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                            nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                            float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                        )
                     )
-                )
 
     @property
     def seen(self) -> dict[str, float | None]:

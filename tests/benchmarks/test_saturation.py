@@ -1,7 +1,9 @@
 """Saturation: what is lost by which differential run; limits of known GPUs; files that leave the page cache."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +74,29 @@ def test_an_unknown_gpu_and_a_cpu_give_null() -> None:
     assert shares(1000, work, torch.device("cpu"), lowered=True) == none
     with GpuWatch(torch.device("cpu")) as watch:
         pass
+    assert set(watch.seen.values()) == {None}
+
+
+class SilentNvml(ModuleType):
+    """A driver that knows the GPU, and does not tell what it is doing."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    nvmlInit = nvmlShutdown = staticmethod(lambda: None)  # noqa: N815
+    nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)  # noqa: N815
+
+    def nvmlDeviceGetUtilizationRates(self, handle: object) -> None:  # noqa: N802
+        self.asked_for = handle
+        raise self.NVMLError
+
+
+def test_a_gpu_that_does_not_tell_gives_null_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = SilentNvml("pynvml")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setattr(GpuWatch, "seconds_between_looks", 0.0)
+    with GpuWatch(torch.device("cuda")) as watch:
+        watch._thread.join()  # it has nothing more to look at
+    assert nvml.asked_for == b"GPU-1-2"
     assert set(watch.seen.values()) == {None}
 
 
