@@ -275,7 +275,8 @@ def _recorded(step: _Step, images: Tensor, labels: Tensor) -> Callable[[Tensor, 
             step(static_images, static_labels)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads ask of the driver meanwhile, such as how much memory is free, is not to spoil it.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step(static_images, static_labels)
 
     def replay(images: Tensor, labels: Tensor) -> None:
