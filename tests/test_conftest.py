@@ -1,5 +1,7 @@
 """What tests share that could itself be wrong where no GPU is."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -12,3 +14,8 @@ def test_that_the_host_may_not_wait_is_no_warning_and_ends_with_the_block(monkey
     with host_may_not_wait():
         assert torch.cuda.get_sync_debug_mode() == 2
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_a_test_may_be_the_first_to_compile() -> None:
+    """Without a GPU, none compiles by torch's own compiler."""
+    import_module("torch._inductor.compile_fx")
