@@ -387,8 +387,11 @@ def test_on_a_gpu_batches_are_those_of_the_cpu(source: Source, spec: PlanSpec, t
         received = [Batch(*(tensor.cpu() for tensor in batch)) for batch in loader]
         for (images, labels), (wanted_images, wanted_labels) in zip(received, wanted, strict=True):
             assert torch.equal(labels, wanted_labels)
-            tolerance = 2 if spec.reads_twice or spec.color_jitter else 0
-            assert int(abs(images.int() - wanted_images.int()).max()) <= tolerance
+            apart = abs(images.int() - wanted_images.int()).float()
+            exact = not spec.reads_twice and spec.color_jitter is None
+            # The second read may be a level away, seldom, and colour make some of it.
+            assert apart.max() <= (0 if exact else 6)
+            assert apart.mean() < 1e-3
 
 
 @pytest.mark.needs_cuda
