@@ -157,7 +157,8 @@ def parts(options: GpuCheckOptions, folder: Path) -> list[Part]:
         lines = partial(gpu_table.profile_lines, mode)
         return bench(f"profile-{mode}", lines, "profile", mode, *where, *extent.profile)
 
-    gpu_tests = ("-m", "pytest", "-q", "-m", "needs_cuda", "-p", "no:cacheprovider")
+    # By name, each as it begins: of tests that are cut off, nothing else is left.
+    gpu_tests = ("-m", "pytest", "-v", "-m", "needs_cuda", "-p", "no:cacheprovider")
     log = partial(gpu_table.log_lines, "tests", "GPU tests")
     return [
         *map(saturation, MODES),

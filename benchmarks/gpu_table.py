@@ -47,7 +47,7 @@ def machine_line(check: Result) -> Line:
 
 def log_lines(name: str, what: str, results: Results) -> list[Line]:
     """The last line that a part printed."""
-    return [Line(what, results[name], "")]
+    return [Line(what, results[name].strip("= "), "")]
 
 
 def saturation_lines(name: str, mode: Mode, results: Results) -> list[Line]:

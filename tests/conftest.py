@@ -45,6 +45,9 @@ PROMISING = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what this machine cannot run, with the reason; `FAIL_WITHOUT_X=1` lets it fail instead."""
+    for item in items:
+        if item.get_closest_marker("needs_cuda"):
+            item.add_marker(pytest.mark.timeout(400))  # many compile a network, or several
     for name, (present, reason) in CAPABILITIES.items():
         if present() or os.environ.get(f"FAIL_WITHOUT_{name.upper()}") == "1":
             continue

@@ -143,7 +143,8 @@ def test_profiles_loaders_and_tests_have_their_lines() -> None:
         ("loader alone: slow", "1.00 × the baseline"),
         ("loader alone: fast", "9.00 × the baseline"),
     ]
-    assert gpu_table.log_lines("tests", "GPU tests", {"tests": "55 passed"}) == [Line("GPU tests", "55 passed", "")]
+    said = {"tests": "==== 55 passed in 9.1s ===="}
+    assert gpu_table.log_lines("tests", "GPU tests", said) == [Line("GPU tests", "55 passed in 9.1s", "")]
 
 
 @pytest.mark.parametrize("cpu", [False, True])

@@ -23,6 +23,7 @@ from tests.loaders.test_resample import drawn, ragged
 from tests.loaders.test_resident import build, same
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.needs_cuda] * torch.cuda.is_available()  # compiled, all of them are tests of the GPU
 JITTER = ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))
 FLIPS = {"horizontal_flip": 0.5, "vertical_flip": 0.5}
 ONE_READ = {
