@@ -190,8 +190,11 @@ class Learner:
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Of the whole model, or, where the backbone is apart, of the head alone."""
-        if self._backbone is not None and images.ndim == 4:
-            images = self.extract(images)
+        if images.ndim == 4:
+            # Of `baseline` they come otherwise, for which a compiled network would be compiled anew.
+            images = images.contiguous(memory_format=torch.channels_last)
+            if self._backbone is not None:
+                images = self.extract(images)
         with self._autocast():
             logits: Tensor = network(images)
         return logits.float()
