@@ -25,6 +25,7 @@ from train.views import FeatureViews
 from train.world import World
 
 _SECONDS_BETWEEN_REMARKS = 0.5
+_SECONDS_BETWEEN_DRAWINGS = 5.0  # of curves, which takes longer than a GPU does for an epoch on kept features
 _STEPS_BETWEEN_QUESTIONS = 10  # to the other processes, for whose answer the host waits
 
 
@@ -56,6 +57,7 @@ class Session:
         self.tally = Tally(self.learner.device)
         self.seconds_before = 0.0  # of earlier sittings of a resumed run
         self.started = time.perf_counter()
+        self.drawn = -float("inf")  # when the curves were
 
     def open_folder(self) -> None:
         """Writes what is known beforehand, or takes up an interrupted run."""
@@ -87,6 +89,7 @@ class Session:
         summary = self._summary(self._best())
         if self.world.is_main and self.folder is not None:
             self.folder.save_model(self.folder.load(BEST)["model"])
+            self.folder.draw_curves(self.rows)
             self.folder.write_json("summary.json", summary)
             self._tell(summary)
         return summary
@@ -176,7 +179,9 @@ class Session:
                 told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
                 self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told})
             self.folder.write_metrics(self.rows)
-            self.folder.draw_curves(self.rows)
+            if time.perf_counter() > self.drawn + _SECONDS_BETWEEN_DRAWINGS:
+                self.folder.draw_curves(self.rows)
+                self.drawn = time.perf_counter()
         self._save_last()
 
     def _best(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from train import load_classifier
+from train import load_classifier, session
 from train.__main__ import main
+from train.folder import RunFolder
 from train.learner import Learner
 from train.options import Options
 from train.prepare import prepare
@@ -122,6 +123,17 @@ def test_a_finished_run_resumed_changes_nothing(image_folder: Path, tmp_path: Pa
     before = rows(out)
     assert main(arguments(image_folder, out, "--resume")) == 0
     assert rows(out) == before
+
+
+@pytest.mark.parametrize(("pause", "drawn"), [(1e9, [1, 3]), (-1e9, [1, 2, 3, 3])])
+def test_curves_hold_up_no_run_and_end_with_its_last_epoch(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, drawn: list[int]
+) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(session, "_SECONDS_BETWEEN_DRAWINGS", pause)
+    monkeypatch.setattr(RunFolder, "draw_curves", lambda _, rows: epochs.append(len(rows)))
+    assert main(arguments(image_folder, tmp_path / "run", "--epochs", "3", mode="feature")) == 0
+    assert epochs == drawn
 
 
 def test_handlers_of_signals_are_put_back(image_folder: Path, tmp_path: Path) -> None:
