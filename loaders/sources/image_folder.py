@@ -104,11 +104,19 @@ def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -
 def _files(folder: Path) -> Iterator[str]:
     """Files below `folder`, relative to it; hidden ones, and what archives leave behind, are passed over."""
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
-        folders[:] = [f for f in folders if not _is_litter(f)]
+        folders[:] = [f for f in folders if not _is_litter(f) and not _leads_back(os.path.join(parent, f))]
         below = os.path.relpath(parent, folder)
         for file in files:
             if not file.startswith("."):
                 yield file if below == "." else f"{below}/{file}".replace(os.sep, "/")
+
+
+def _leads_back(path: str) -> bool:
+    """Whether this is a link to a folder it lies in, by whatever way: what is in there would come again and again."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return any(Path(os.path.realpath(above)).is_relative_to(target) for above in Path(path).parents)
 
 
 def _fail(error: OSError) -> None:

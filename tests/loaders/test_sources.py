@@ -95,6 +95,18 @@ def test_linked_folders_and_files_count(flat: Path, tmp_path: Path) -> None:
     assert {"oak/linked/1.png", "oak/linked.png"} <= set(every_path(flat))
 
 
+@pytest.mark.parametrize("way", [["ash"], [""], ["elsewhere", "ash"]])
+def test_a_link_back_is_not_followed(flat: Path, tmp_path: Path, way: list[str]) -> None:
+    wanted = every_path(flat)
+    (tmp_path / "elsewhere").mkdir()
+    place = flat / "ash"
+    for target in way:
+        to = tmp_path / target if target == "elsewhere" else flat / target
+        (place / "link").symlink_to(to)
+        place = to
+    assert every_path(flat) == wanted
+
+
 @pytest.mark.parametrize(
     "stray",
     ["ash/.hidden.png", "ash/.thumbnails/1.png", ".cache/1.png", "top.png", "ash/notes.txt", "ash/png", "oak/a.json"],
