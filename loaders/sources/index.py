@@ -96,7 +96,7 @@ def index_files(
     It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
     what is new.
     """
-    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode(), str(max_pixels).encode())}.json"
+    kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
     if unknown := [place for place, key in enumerate(keys) if key not in known]:

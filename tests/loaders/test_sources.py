@@ -134,6 +134,11 @@ def test_a_file_may_have_any_name(flat: Path, name: bytes) -> None:
         assert not source.bad
 
 
+def test_the_folder_may_have_any_name(flat: Path) -> None:
+    other = flat.rename(os.fsdecode(os.fsencode(flat) + b" \xe9"))
+    assert len(every_path(other)) == 30
+
+
 # --- the split -----------------------------------------------------------------------------------
 
 
