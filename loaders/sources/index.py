@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 MAX_PIXELS = 89_478_485
 """More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
 
-_VERSION = 2
+_VERSION = 3
 
 
 class Verdict(NamedTuple):
@@ -94,7 +94,7 @@ def index_files(
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
     It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
-    what is new.
+    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
     """
     kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
@@ -106,8 +106,8 @@ def index_files(
                 known[keys[place]] = verdict
                 if progress is not None:
                     progress(done, len(unknown))
-        known = {key: known[key] for key in keys}
-        _save(kept, known)
+        if any(not known[keys[place]].reason for place in unknown):
+            _save(kept, {key: known[key] for key in keys if not known[key].reason})
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),

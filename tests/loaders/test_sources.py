@@ -337,6 +337,23 @@ def test_added_and_removed_files_are_noticed(image_folder: Path) -> None:
     assert val.sizes[paths(val).index("oak/new.jpg")].tolist() == [33, 44]
 
 
+def test_a_bad_verdict_is_reached_anew_as_permissions_may_have_changed(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, examined: list[str]
+) -> None:
+    def refuse(path: Path) -> Image.Image:  # what permissions do to anybody but root
+        if path.name == "03.jpg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    opened = index.Image.open
+    monkeypatch.setattr(index.Image, "open", refuse)
+    assert [len(source.bad) for source in open_both(image_folder)] == [2, 2]
+    monkeypatch.setattr(index.Image, "open", opened)
+    examined.clear()
+    assert [len(source.bad) for source in open_both(image_folder)] == [0, 0]
+    assert examined == ["03.jpg"] * 4
+
+
 def cached(kind: str = "*.json") -> list[Path]:
     return sorted(Path(os.environ["SATURATE_CACHE"]).rglob(kind))
 
