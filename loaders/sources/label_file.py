@@ -47,6 +47,8 @@ def open_label_file(
     Raises:
         InputError: when the file cannot be read or makes no sense; the message names the line.
     """
+    # Without links, behind which `..` leads elsewhere: so may the way from here to an absolute path.
+    file = file.parent.resolve() / file.name
     rows = _rows(file)
     _require_distinct(file, rows)
     classes = _in_order({row.label for row in rows})

@@ -81,6 +81,14 @@ def test_absolute_paths_blank_lines_spaces_and_a_byte_order_mark_do_no_harm(writ
     assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
 
 
+def test_absolute_paths_are_found_from_behind_a_link(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    file = write("".join(f"{tmp_path}/{name},{name[4:7]}\n" for name in NAMES), "deep/down/labels.csv")
+    (tmp_path / "near").symlink_to(file.parent)
+    train, val = opened(tmp_path / "near" / "labels.csv")
+    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+
+
 def test_classes_that_are_numbers_are_in_the_order_of_their_values(write: Callable[..., Path]) -> None:
     train, _ = opened(write("".join(f"{name},{[9, 10, 100][i % 3]}\n" for i, name in enumerate(NAMES))))
     assert train.classes == ("9", "10", "100")
