@@ -133,5 +133,6 @@ def _require_distinct(file: Path, rows: list[_Row]) -> None:
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Numbers by their value, so that class 10 follows 9; else by name."""
-    return tuple(sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels))
+    """Numbers by their value, so that class 10 follows 9; else, and where values are equal (1, 01), by name."""
+    numbers = all(label.isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))

@@ -94,6 +94,12 @@ def test_classes_that_are_numbers_are_in_the_order_of_their_values(write: Callab
     assert train.classes == ("9", "10", "100")
 
 
+def test_classes_that_are_the_same_number_are_always_in_the_same_order(write: Callable[..., Path]) -> None:
+    labels = [f"{'0' * zeros}1" for zeros in range(4, -1, -1)]
+    train, _ = opened(write("".join(f"{name},{labels[i % 5]}\n" for i, name in enumerate(NAMES))))
+    assert train.classes == tuple(labels)
+
+
 def test_another_label_makes_another_fingerprint(write: Callable[..., Path]) -> None:
     before = opened(write(rows()))[0].fingerprint
     assert opened(write(rows()))[0].fingerprint == before
