@@ -78,7 +78,7 @@ def file_stat(root: Path, path: str) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds; (-1, 0) for a broken link, whose verdict will say so."""
     try:
         stat = os.stat(f"{root}/{path}")
-    except OSError:
+    except (OSError, ValueError):  # no path at all has a NUL in it
         return -1, 0
     return stat.st_size, stat.st_mtime_ns
 

@@ -121,7 +121,7 @@ def _row(file: Path, line: int, cells: list[str], columns: dict[str, int]) -> _R
         raise InputError(f"{file}, line {line}: expected {max(columns.values()) + 1} columns, found {cells}") from None
     if not path or not label:
         raise InputError(f"{file}, line {line}: the {'path' if not path else 'label'} is missing")
-    return _Row(line, os.path.relpath(file.parent / Path(path).expanduser(), file.parent), label, split)
+    return _Row(line, os.path.relpath(file.parent / os.path.expanduser(path), file.parent), label, split)
 
 
 def _require_distinct(file: Path, rows: list[_Row]) -> None:

@@ -113,11 +113,17 @@ def test_rows_of_a_third_split_are_left_out_and_counted(write: Callable[..., Pat
     assert train.notes == (f"{file}: left out, being of the split test: 1",)
 
 
-def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path]) -> None:
-    train, val = opened(write(rows() + "img/gone.png,oak\n"))
-    assert [reason for source in (train, val) for reason in source.bad.values()] == [
-        "[Errno 2] No such file or directory: 'gone.png'"
-    ]
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("img/gone.png", "[Errno 2] No such file or directory: 'gone.png'"),
+        ("~nobody-of-that-name.png", "[Errno 2] No such file or directory: '~nobody-of-that-name.png'"),
+        ("img/\0.png", "embedded null byte"),
+    ],
+)
+def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path], path: str, reason: str) -> None:
+    train, val = opened(write(rows() + f"{path},oak\n"))
+    assert [told for source in (train, val) for told in source.bad.values()] == [reason]
 
 
 @pytest.mark.parametrize(
