@@ -227,6 +227,7 @@ FORMATS = {
     "tiff float": ("a.tif", "F", {}),
     "ppm": ("a.ppm", "RGB", {}),
     "pgm": ("a.pgm", "L", {}),
+    "pgm 16 bits": ("a.pgm", "I;16", {}),
 }
 
 
