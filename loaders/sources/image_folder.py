@@ -83,12 +83,9 @@ def _is_split(root: Path) -> bool:
 
 def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -> Source:
     """All images below one folder of class folders; their paths are relative to it."""
-    try:
-        classes = tuple(_folders(folder))
-        files = [sorted(_files(folder / c)) for c in classes]
-        beside = [e.name for e in os.scandir(folder) if e.is_file()]
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    classes = tuple(_folders(folder))
+    files = [sorted(_files(folder / c)) for c in classes]
+    beside = [e.name for e in os.scandir(folder) if e.is_file()]
     per_class = [[f"{c}/{file}" for file in found if _is_image(file)] for c, found in zip(classes, files, strict=True)]
     if len(classes) < 2:
         found = f"only one, {classes[0]}" if classes else "none"

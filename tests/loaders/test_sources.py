@@ -573,6 +573,27 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         open_both(tmp_path / "nowhere")
 
 
+def test_a_home_that_nobody_has_is_no_folder() -> None:
+    with pytest.raises(InputError, match="no folder or CSV file ~nobody-of-that-name/trees"):
+        open_data("~nobody-of-that-name/trees", root=Path("data"))
+
+
+@pytest.mark.parametrize("closed", ["train", "train/ash"])
+def test_a_folder_that_must_not_be_read_is_named(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    def refuse(path: Path | str) -> object:  # what permissions do to anybody but root
+        if Path(path) == image_folder / closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scanned(path)
+
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", refuse)
+    (image_folder / "train" / "1.jpg").touch()
+    with pytest.raises(InputError, match=rf"{image_folder / closed} cannot be read: Permission denied"):
+        open_both(image_folder)
+
+
 def test_train_without_val_is_refused(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val")
     with pytest.raises(InputError, match=rf"{image_folder} has train/ but no val/"):
