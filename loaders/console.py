@@ -33,8 +33,10 @@ def paced(show: Show, what: str) -> Callable[[int, int], None]:
 
 @contextmanager
 def _bar(console: Console, title: str) -> Iterator[Show]:
-    columns = (TextColumn(title), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[remark]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    # The title is no column of its own: what looks like a field or like markup in a path would be taken for that.
+    named, remarks = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[remark]"))
+    columns = (named, BarColumn(20), MofNCompleteColumn(), remarks, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: list[TaskID] = []
 
         def show(done: int, total: int, remark: str) -> None:
