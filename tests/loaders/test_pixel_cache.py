@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -353,6 +354,18 @@ def test_two_builders_at_once_decode_each_image_once(source: Source, decoded: li
     for builder in builders:
         builder.join(60)
     assert sorted(decoded) == list(range(24))
+    require_right(kept(source), source)
+
+
+def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_place(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def alone(folder: Path, _: object) -> Iterator[None]:
+        yield
+        (folder / "manifest.json").unlink()  # the first thing that another process does when it gets the lock
+
+    monkeypatch.setattr(building, "_alone", alone)
     require_right(kept(source), source)
 
 
