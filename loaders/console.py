@@ -1,8 +1,10 @@
 """Progress that people see: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,6 +15,13 @@ Show = Callable[[int, int, str], None]
 """Called with how much is done, how much there is, and a remark."""
 
 _SECONDS_BETWEEN_LINES = 30.0
+
+
+def open_console(*, quiet: bool = False) -> Console:
+    """For standard output, which then takes any file name: what it cannot encode is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(quiet=quiet, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -44,6 +44,12 @@ def test_a_bad_image_is_named_and_can_be_left_out(image_folder: Path, capsys: py
     assert "trees: 23 images to train on, " in out
 
 
+def test_names_that_cannot_be_printed_are_escaped(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_folder.rename(image_folder.with_name("tr\udce9es"))  # as Python has what is no UTF-8
+    assert main(["cache", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("tr\\udce9es: 24 images to train on, ")
+
+
 def test_a_bar_takes_any_title_as_it_is() -> None:
     console = Console(force_terminal=True, file=StringIO(), width=120)
     with shown_progress(console, "looking at {some}/[red]/[/things]") as show:
