@@ -400,7 +400,7 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
 def test_a_folder_that_cannot_be_made_is_told(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory"):
+    with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory; SATURATE_CACHE"):
         kept(source)
 
 
