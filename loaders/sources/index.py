@@ -31,7 +31,7 @@ _VERSION = 3
 
 
 class Verdict(NamedTuple):
-    """What Pillow says of one image file; the fields are those of `Index`."""
+    """What Pillow says of one image file."""
 
     height: int
     width: int
@@ -39,6 +39,7 @@ class Verdict(NamedTuple):
     mode: str
     orientation: int
     reason: str
+    """Why it cannot be decoded; empty for a good one."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Index:
     formats: NDArray[np.str_]
     modes: NDArray[np.str_]
     orientations: NDArray[np.uint8]
-    reasons: NDArray[np.str_]
-    """`[N]`: why the image cannot be decoded; empty for a good one."""
+    bad: dict[int, str]
+    """Why images cannot be decoded: place → reason."""
 
 
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
@@ -114,7 +115,7 @@ def index_files(
         np.array(formats, np.str_),
         np.array(modes, np.str_),
         np.array(orientations, np.uint8),
-        np.array(reasons, np.str_),
+        {place: reason for place, reason in enumerate(reasons) if reason},
     )
 
 
@@ -180,5 +181,5 @@ def indexed_source(
             np.array([changed for _, changed in stats], np.int64),
         ),
         digest("\n".join(facts).encode("utf-8", "surrogateescape")),
-        {int(i): str(index.reasons[i]) for i in np.flatnonzero(index.reasons != "")},
+        index.bad,
     )
