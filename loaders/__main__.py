@@ -12,7 +12,7 @@ try:
 
     from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
     from loaders.backends import BACKENDS
-    from loaders.console import paced, shown_progress
+    from loaders.console import open_console, paced, shown_progress
     from loaders.machine import told_bytes
     from loaders.sources import ImageFiles
     from loaders.sources.index import MAX_PIXELS
@@ -106,7 +106,7 @@ def _build(source: Source, what: str, options: Cache, console: Console) -> None:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Lists, or builds; says in one message what the user gave that cannot be used (exit code 2)."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console()
     try:
         command = tyro.cli(
             Annotated[List, tyro.conf.subcommand("list")] | Annotated[Cache, tyro.conf.subcommand("cache")],

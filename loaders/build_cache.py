@@ -94,9 +94,12 @@ def build_cache(
             found = open_cache(source, layout)
             if found is None or found.gone:
                 _Build(source, layout, found, report_bad, progress).run(workers)
-        built = open_cache(source, layout)
+            built = open_cache(source, layout)  # before another copy of the set, of other times, can take its place
     except OSError as error:
-        told = _told_space(layout) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = _told_space(layout)
+        else:
+            told = f"{error.strerror or error}; SATURATE_CACHE names another place"
         raise InputError(f"no pixels can be kept in {layout.folder}: {told}") from error
     if built is None:
         raise InputError(f"{layout.folder} was changed while it was built: remove it, and begin anew")

@@ -30,6 +30,7 @@ def choose_loader(
     workers: int | None = None,
     world_size: int = 1,
     cache_size: int = 256,
+    scaled_decoding: bool = False,
 ) -> Choice:
     """The loader that a name, or "auto", stands for.
 
@@ -37,7 +38,7 @@ def choose_loader(
         sources: all that will be loaded from at the same time: for training, for validation.
         epochs: how often each image will be wanted; many times, unless given.
         workers: threads that decode; all usable cores, unless given.
-        cache_size: of kept pixels: see `LoaderConfig`.
+        cache_size, scaled_decoding: of kept pixels: see `LoaderConfig`.
 
     Raises:
         InputError: when there is no such loader, or it cannot be used here; the message says what would help.
@@ -53,7 +54,7 @@ def choose_loader(
     threads = f"{cores} threads decode and resize" if cores > 1 else "one thread decodes and resizes"
     if device.type != "cuda":
         return Choice(HostLoader.name, f"auto: there is no GPU to keep images on; {threads}")
-    return decide(_situation(sources, Preprocessing(cache_size), device, cores, epochs, world_size))
+    return decide(_situation(sources, Preprocessing(cache_size, scaled_decoding), device, cores, epochs, world_size))
 
 
 def _situation(
@@ -94,5 +95,6 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str = "auto") 
         workers=config.workers,
         world_size=config.world_size,
         cache_size=config.cache_size,
+        scaled_decoding=config.scaled_decoding,
     )
     return BACKENDS[choice.name](source, replace(config, from_cache=config.from_cache or choice.from_cache))

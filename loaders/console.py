@@ -1,8 +1,10 @@
 """Progress that people see: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,6 +15,13 @@ Show = Callable[[int, int, str], None]
 """Called with how much is done, how much there is, and a remark."""
 
 _SECONDS_BETWEEN_LINES = 30.0
+
+
+def open_console(*, quiet: bool = False) -> Console:
+    """For standard output, which then takes any file name: what it cannot encode is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(quiet=quiet, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -33,8 +42,10 @@ def paced(show: Show, what: str) -> Callable[[int, int], None]:
 
 @contextmanager
 def _bar(console: Console, title: str) -> Iterator[Show]:
-    columns = (TextColumn(title), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[remark]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    # The title is no column of its own: what looks like a field or like markup in a path would be taken for that.
+    named, remarks = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[remark]"))
+    columns = (named, BarColumn(20), MofNCompleteColumn(), remarks, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: list[TaskID] = []
 
         def show(done: int, total: int, remark: str) -> None:

@@ -45,7 +45,7 @@ def _groups(controller: str, cgroups: Path, memberships: Path) -> Iterator[Path]
     Of version 2 and of version 1, as far as they can be seen: in a container that is its own as the root.
     """
     yield from (cgroups, cgroups / controller)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in memberships.read_text().splitlines():
             _, controllers, own = line.split(":", 2)
             if controller in controllers.split(",") or not controllers:
@@ -59,12 +59,12 @@ def _quota(group: Path) -> float | None:
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
         allowed = int((group / "cpu.cfs_quota_us").read_text())
         return allowed / int((group / "cpu.cfs_period_us").read_text()) if allowed > 0 else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -2,16 +2,14 @@
 
 from contextlib import AbstractContextManager
 
-from rich.console import Console
-
-from loaders.console import Show, shown_progress
+from loaders.console import Show, open_console, shown_progress
 
 
 class Reporter:
     """Prints for one process; a quiet one prints nothing, for the others of a distributed run."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = open_console(quiet=quiet)
 
     def say(self, text: str = "") -> None:
         self.console.print(text, markup=False)

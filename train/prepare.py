@@ -61,6 +61,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         workers=workers,
         world_size=world.size,
         cache_size=options.cache_size,
+        scaled_decoding=options.scaled_decoding,
     )
     config = LoaderConfig(
         spec=recipe.train_spec,

@@ -2,7 +2,9 @@
 
 The plan enters beside the encoded bytes: of each image only the plan's box is decoded, resized and cut to
 the plan's window. The squares that come out are finished as everyone's are (`reference.finish`), on the
-device they lie on, without a copy; so second read, flips and colour are the same to the bit.
+device they lie on, without a copy; so second read, flips and colour are the same to the bit. DALI is not asked
+to turn images upright, as it finds another orientation than Pillow in some files: it is given the plan as it is in
+the image that the file holds, and what comes out is turned.
 
 Files are read here, not by DALI, as a decoder that fails takes its whole batch with it, and one that
 forgives would train on half an image. What is beyond DALI, and what does not look like the file that was
@@ -57,6 +59,8 @@ class _Running:
     ids: NDArray[np.int64]
     elsewhere: list[int]
     """Places that DALI leaves blank."""
+    transposed: NDArray[np.int64]
+    """Places whose squares are to be transposed."""
     inputs: dict[str, Any]
     """What the pipeline is fed; kept, to feed it to another one where this one fails."""
 
@@ -97,7 +101,9 @@ class DaliLoader(HostLoader):
         self.by_fallback = 0
         """Samples that another decoder had to take on, since the loader was made."""
         self._stored_sizes = _stored_sizes(source)
-        self._blank = _BLANK_FILE if isinstance(source.images, ImageFiles) else _BLANK_PIXELS
+        self._orientations, self._blank = np.ones(len(source), np.uint8), _BLANK_PIXELS
+        if isinstance(source.images, ImageFiles):
+            self._orientations, self._blank = source.images.orientations, _BLANK_FILE
         try:
             import nvidia.dali  # noqa: F401
         except (ImportError, OSError) as error:
@@ -135,16 +141,17 @@ class DaliLoader(HostLoader):
             found = list(pool.map(self._image, ids.tolist()))  # files may let a thread wait
             given = [self._blank if image is None else image for image in found]
             elsewhere = [place for place, image in enumerate(found) if image is None]
+        stored = _as_stored(plan, self.source.stored_sizes[ids], self._orientations[ids])
         # In C's order, as DALI takes arrays to be.
-        box, resized, window = (np.array(a, np.int32, order="C") for a in (plan.box, plan.resized, plan.window))
+        box, resized, window = (np.array(a, np.int32, order="C") for a in (stored.box, stored.resized, stored.window))
         box[elsewhere], resized[elsewhere], window[elsewhere] = (0, 0, 1, 1), plan.read_size, 0
         inputs: dict[str, Any] = {"image": given, "corner": box[:, :2].copy(), "extent": box[:, 2:].copy()}
         if self._cuts:
             inputs |= {"resized": resized.astype(np.float32), "window": window}
-        if plan.inner is None:
-            inputs |= {name: plan.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
+        inputs |= {name: stored.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
         labels = torch.from_numpy(np.where(ids == PADDING, NO_LABEL, self.source.labels[ids]))
-        return _Running(_Making(torch.empty(0), labels, plan, []), ids, elsewhere, inputs)
+        transposed = np.setdiff1d(np.flatnonzero(self._orientations[ids] >= 5), elsewhere)
+        return _Running(_Making(torch.empty(0), labels, plan, []), ids, elsewhere, transposed, inputs)
 
     def _image(self, index: int) -> NDArray[np.uint8] | None:
         """What DALI is given of a sample: a file's bytes, or kept pixels; None where it is given nothing."""
@@ -193,6 +200,7 @@ class DaliLoader(HostLoader):
                     # As libjpeg-turbo does it, on a GPU too: or colours differ at every edge.
                     jpeg_fancy_upsampling=True,
                     hw_decoder_load=self._hardware_share,
+                    adjust_orientation=False,
                 )
             else:
                 image = fn.external_source(name="image", dtype=types.UINT8, ndim=3, layout="HWC")
@@ -208,8 +216,7 @@ class DaliLoader(HostLoader):
                     out_of_bounds_policy="pad",
                     fill_values=0,
                 )
-            if not self.config.spec.reads_twice:  # a flip comes behind the second read, and that is not DALI's
-                square = fn.flip(square, **{name: fn.external_source(name=name, ndim=0) for name in _FLIPS})
+            square = fn.flip(square, **{name: fn.external_source(name=name, ndim=0) for name in _FLIPS})
             pipeline.set_outputs(square)
         pipeline.build()
         self._prime(pipeline)
@@ -220,8 +227,7 @@ class DaliLoader(HostLoader):
         blank: dict[str, Any] = {"image": self._blank, "corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
         if self._cuts:
             blank |= {"resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
-        if not self.config.spec.reads_twice:
-            blank |= dict.fromkeys(_FLIPS, np.zeros((), np.int32))
+        blank |= dict.fromkeys(_FLIPS, np.zeros((), np.int32))
         for _ in range(self._ahead):
             for name, value in blank.items():
                 pipeline.feed_input(name, [value])
@@ -267,6 +273,9 @@ class DaliLoader(HostLoader):
 
     def _completed(self, pool: ThreadPoolExecutor, batch: _Running, squares: Tensor) -> Batch:
         making, device = batch.making, self.config.device
+        if len(batch.transposed):
+            at = reference.sent(batch.transposed, device)
+            squares[at] = squares[at].transpose(2, 3)
         for place in batch.elsewhere:
             self._put(squares[place : place + 1], batch, place)
         flip = making.plan.flip.copy()
@@ -330,11 +339,30 @@ def _stored_sizes(source: Source) -> NDArray[np.int32]:
     if not isinstance(images, ImageFiles):
         return sizes
     plain = np.isin(images.modes, ("RGB", "L"))
-    jpeg, png = np.isin(images.formats, ("JPEG", "MPO")), (images.formats == "PNG") & (images.orientations == 1)
+    known = np.isin(images.formats, ("JPEG", "MPO", "PNG"))
     turned = images.orientations >= 5
     sizes[turned] = sizes[turned, ::-1]
-    sizes[~(plain & (jpeg | png))] = 0
+    sizes[~(plain & known)] = 0
     return sizes
+
+
+def _as_stored(plan: Plan, sizes: NDArray[np.int32], orientations: NDArray[np.uint8]) -> Plan:
+    """The first reads, of upright images of `sizes`, as they are in images that lie in their files by EXIF orientation.
+
+    The squares are upright after this plan's flips and, from orientation 5 on, transposing. Its flips are also those of
+    `plan`, unless a second read comes before these.
+    """
+    across, upside_down = np.isin(orientations, (2, 3, 6, 7)), np.isin(orientations, (3, 4, 7, 8))
+    flip = np.stack([across, upside_down], axis=1)
+    mirrored = flip[:, ::-1]  # rows, columns
+    box = np.stack([np.where(mirrored, sizes - plan.box[:, :2] - plan.box[:, 2:], plan.box[:, :2]), plan.box[:, 2:]], 1)
+    resized, window = plan.resized.copy(), np.where(mirrored, plan.resized - plan.read_size - plan.window, plan.window)
+    if plan.inner is None:
+        flip ^= plan.flip
+    transposed = orientations >= 5
+    for pairs in (box, resized, window, flip):
+        pairs[transposed] = pairs[transposed, ..., ::-1]
+    return replace(plan, box=box.reshape(-1, 4), resized=resized, window=window, flip=flip)
 
 
 def _is_intact(data: bytes, height: int, width: int) -> bool:

@@ -25,7 +25,7 @@ from loaders.errors import InputError
 from loaders.loader import NO_LABEL, Batch, LoaderConfig
 from loaders.machine import cache_folder, told_bytes
 from loaders.order import PADDING
-from loaders.sources.base import ImageFiles, Source
+from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.index import Progress
 from loaders.stages import stage
 
@@ -39,8 +39,8 @@ Photographs = Literal["jpeg", "raw"]
 class FFCVLoader(HostLoader, KeptLoader):
     """Batches are the receiver's own.
 
-    The file lies under `loaders.machine.cache_folder()`, by the source's fingerprint. A JPEG goes into it as it
-    is, if that is to be (`photographs="jpeg"`) and it needs no turning; everything else as pixels.
+    The file lies under `loaders.machine.cache_folder()`, by the source's fingerprint and its files' times. A JPEG goes
+    into it as it is, if that is to be (`photographs="jpeg"`) and it needs no turning; everything else as pixels.
 
     Raises:
         InputError: when FFCV cannot be loaded, or the file cannot be written.
@@ -70,7 +70,9 @@ class FFCVLoader(HostLoader, KeptLoader):
         self._kernel, self._files = _libraries()
         self._exact = resampling == "exact"
         self._photographs = photographs
-        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-{photographs}.beton"
+        # A file may be edited and keep its length, which the source's fingerprint does not see.
+        times = source.images.changed.astype("<i8").tobytes() if isinstance(source.images, ImageFiles) else b""
+        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-{photographs}-{digest(times)}.beton"
         """The file; there once the loader is prepared."""
         self._beton: Beton | None = None
         self._scratch = threading.local()

@@ -127,9 +127,16 @@ def _fill(writer: DatasetWriter, samples: Iterable[Stored | None]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time write `path`; where files cannot be locked they may write it side by side."""
+    """Lets one process at a time write `path`; where files cannot be locked they may write it side by side.
+
+    What differs from it only behind the last hyphen goes: of what the files were before, or left by a process that was
+    killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / ".lock").open("a") as lock:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)  # ends with this process, however that ends
+            for other in path.parent.glob(f"*{path.name.rpartition('-')[0]}-*"):
+                if other != path:
+                    other.unlink()
         yield

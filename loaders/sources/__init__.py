@@ -1,5 +1,6 @@
 """Sources: which images exist, with which labels and sizes, and how their data are reached."""
 
+import os
 from pathlib import Path
 
 from loaders.errors import InputError
@@ -32,14 +33,17 @@ def open_data(
     if data == "sample":
         try:
             folder = prepare_sample(root, progress=progress)
+            return open_image_folder(folder, name="sample", max_pixels=max_pixels, progress=progress)
         except OSError as error:
             raise InputError(f"ROOT: the sample cannot be made under {root}: {error.strerror}") from error
-        return open_image_folder(folder, name="sample", max_pixels=max_pixels, progress=progress)
     if data == "cifar10":
         return open_cifar10(root)
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return open_image_folder(path, max_pixels=max_pixels, progress=progress)
-    if path.is_file():
-        return open_label_file(path, max_pixels=max_pixels, progress=progress)
+    path = Path(os.path.expanduser(data))
+    try:
+        if path.is_dir():
+            return open_image_folder(path, max_pixels=max_pixels, progress=progress)
+        if path.is_file():
+            return open_label_file(path, max_pixels=max_pixels, progress=progress)
+    except OSError as error:
+        raise InputError(f"DATA: {error.filename or path} cannot be read: {error.strerror}") from error
     raise InputError(f"DATA: there is no folder or CSV file {path} (nor a data set of that name: sample, cifar10)")

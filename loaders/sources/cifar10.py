@@ -33,9 +33,9 @@ def open_cifar10(root: Path) -> tuple[Source, Source]:
     Raises:
         InputError: when a file is damaged, or nothing is there and the download fails.
     """
-    if (root / BINARY_FOLDER).is_dir():
-        return _binary_version(root / BINARY_FOLDER)
     try:
+        if (root / BINARY_FOLDER).is_dir():
+            return _binary_version(root / BINARY_FOLDER)
         splits = [CIFAR10(root, train=train, download=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise InputError(

@@ -83,12 +83,9 @@ def _is_split(root: Path) -> bool:
 
 def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -> Source:
     """All images below one folder of class folders; their paths are relative to it."""
-    try:
-        classes = tuple(_folders(folder))
-        files = [sorted(_files(folder / c)) for c in classes]
-        beside = [e.name for e in os.scandir(folder) if e.is_file()]
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    classes = tuple(_folders(folder))
+    files = [sorted(_files(folder / c)) for c in classes]
+    beside = [e.name for e in os.scandir(folder) if e.is_file()]
     per_class = [[f"{c}/{file}" for file in found if _is_image(file)] for c, found in zip(classes, files, strict=True)]
     if len(classes) < 2:
         found = f"only one, {classes[0]}" if classes else "none"
@@ -104,11 +101,19 @@ def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -
 def _files(folder: Path) -> Iterator[str]:
     """Files below `folder`, relative to it; hidden ones, and what archives leave behind, are passed over."""
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
-        folders[:] = [f for f in folders if not _is_litter(f)]
+        folders[:] = [f for f in folders if not _is_litter(f) and not _leads_back(os.path.join(parent, f))]
         below = os.path.relpath(parent, folder)
         for file in files:
             if not file.startswith("."):
                 yield file if below == "." else f"{below}/{file}".replace(os.sep, "/")
+
+
+def _leads_back(path: str) -> bool:
+    """Whether this is a link to a folder it lies in, by whatever way: what is in there would come again and again."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return any(Path(os.path.realpath(above)).is_relative_to(target) for above in Path(path).parents)
 
 
 def _fail(error: OSError) -> None:

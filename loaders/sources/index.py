@@ -27,11 +27,11 @@ Progress = Callable[[int, int], None]
 MAX_PIXELS = 89_478_485
 """More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
 
-_VERSION = 2
+_VERSION = 3
 
 
 class Verdict(NamedTuple):
-    """What Pillow says of one image file; the fields are those of `Index`."""
+    """What Pillow says of one image file."""
 
     height: int
     width: int
@@ -39,6 +39,7 @@ class Verdict(NamedTuple):
     mode: str
     orientation: int
     reason: str
+    """Why it cannot be decoded; empty for a good one."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Index:
     formats: NDArray[np.str_]
     modes: NDArray[np.str_]
     orientations: NDArray[np.uint8]
-    reasons: NDArray[np.str_]
-    """`[N]`: why the image cannot be decoded; empty for a good one."""
+    bad: dict[int, str]
+    """Why images cannot be decoded: place → reason."""
 
 
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
@@ -78,7 +79,7 @@ def file_stat(root: Path, path: str) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds; (-1, 0) for a broken link, whose verdict will say so."""
     try:
         stat = os.stat(f"{root}/{path}")
-    except OSError:
+    except (OSError, ValueError):  # no path at all has a NUL in it
         return -1, 0
     return stat.st_size, stat.st_mtime_ns
 
@@ -94,9 +95,9 @@ def index_files(
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
     It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
-    what is new.
+    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
     """
-    kept = cache_folder() / "index" / f"{digest(str(root.resolve()).encode(), str(max_pixels).encode())}.json"
+    kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
     if unknown := [place for place, key in enumerate(keys) if key not in known]:
@@ -106,15 +107,15 @@ def index_files(
                 known[keys[place]] = verdict
                 if progress is not None:
                     progress(done, len(unknown))
-        known = {key: known[key] for key in keys}
-        _save(kept, known)
+        if any(not known[keys[place]].reason for place in unknown):
+            _save(kept, {key: known[key] for key in keys if not known[key].reason})
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),
         np.array(formats, np.str_),
         np.array(modes, np.str_),
         np.array(orientations, np.uint8),
-        np.array(reasons, np.str_),
+        {place: reason for place, reason in enumerate(reasons) if reason},
     )
 
 
@@ -180,5 +181,5 @@ def indexed_source(
             np.array([changed for _, changed in stats], np.int64),
         ),
         digest("\n".join(facts).encode("utf-8", "surrogateescape")),
-        {int(i): str(index.reasons[i]) for i in np.flatnonzero(index.reasons != "")},
+        index.bad,
     )

@@ -47,6 +47,8 @@ def open_label_file(
     Raises:
         InputError: when the file cannot be read or makes no sense; the message names the line.
     """
+    # Without links, behind which `..` leads elsewhere: so may the way from here to an absolute path.
+    file = file.parent.resolve() / file.name
     rows = _rows(file)
     _require_distinct(file, rows)
     classes = _in_order({row.label for row in rows})
@@ -119,7 +121,7 @@ def _row(file: Path, line: int, cells: list[str], columns: dict[str, int]) -> _R
         raise InputError(f"{file}, line {line}: expected {max(columns.values()) + 1} columns, found {cells}") from None
     if not path or not label:
         raise InputError(f"{file}, line {line}: the {'path' if not path else 'label'} is missing")
-    return _Row(line, os.path.relpath(file.parent / Path(path).expanduser(), file.parent), label, split)
+    return _Row(line, os.path.relpath(file.parent / os.path.expanduser(path), file.parent), label, split)
 
 
 def _require_distinct(file: Path, rows: list[_Row]) -> None:
@@ -131,5 +133,6 @@ def _require_distinct(file: Path, rows: list[_Row]) -> None:
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Numbers by their value, so that class 10 follows 9; else by name."""
-    return tuple(sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels))
+    """Numbers by their value, so that class 10 follows 9; else, and where values are equal (1, 01), by name."""
+    numbers = all(label.isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))

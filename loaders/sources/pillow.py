@@ -15,7 +15,7 @@ def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
         ValueError: for 32-bit pixels outside 0 to 255, as nobody can tell what is white.
         OSError: when Pillow cannot decode it; damaged files raise nearly any other error, too.
     """
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):

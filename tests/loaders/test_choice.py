@@ -10,6 +10,8 @@ import torch
 from loaders import Choice, InputError, Source, arithmetic, choice, choose_loader, open_data
 from loaders.__main__ import main
 from loaders.backends import BACKENDS, HostLoader, ResidentLoader
+from loaders.build_cache import with_kept_pixels
+from loaders.sources.pixel_cache import Preprocessing
 from tests.loaders.test_loader import numbered
 
 GPU = torch.device("cuda", 0)
@@ -69,6 +71,17 @@ def test_files_wanted_once_are_not_kept(
     assert chosen.name == name
     assert "34 images are 10 MB decoded" in chosen.reason
     assert {1: "wanted only once", 2: "instead of 2 times", None: "instead of in every epoch"}[epochs] in chosen.reason
+
+
+def test_pixels_kept_by_scaled_decoding_count_only_for_that(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 1e9)
+    photos = open_data(str(image_folder), root=image_folder)
+    for source in photos:
+        with_kept_pixels(source, Preprocessing(), report_bad=lambda *_: pytest.fail("none is bad"))
+    assert "in the pixel cache already" in choose_loader("auto", photos, device=GPU).reason
+    assert "decoded once" in choose_loader("auto", photos, device=GPU, scaled_decoding=True).reason
 
 
 def test_copies_on_several_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,15 @@ def test_a_missing_file_is_named(binary: Path, name: str) -> None:
         open_data("cifar10", root=binary)
 
 
+def test_a_folder_that_must_not_be_read_is_an_input_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(path: Path) -> bool:  # what permissions do to anybody but root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(InputError, match=f"CIFAR-10 is not under {tmp_path} .*Permission denied"):
+        open_data("cifar10", root=tmp_path)
+
+
 @pytest.mark.usefixtures("offline")
 def test_the_python_version_needs_no_network(python: Path) -> None:
     assert len(open_data("cifar10", root=python)[0]) == 5 * PER_FILE

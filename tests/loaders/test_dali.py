@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from loaders import (
     InputError,
@@ -44,6 +44,38 @@ def test_ordinary_files_are_all_left_to_dali(image_folder: Path) -> None:
     source = open_data(str(image_folder), root=image_folder)[0]
     loader = build(source, batch_size=5)
     assert len(list(loader)) == 5
+    assert loader.by_fallback == 0
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.needs_dali
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        PlanSpec(PaddedRandomCrop(40, 32, padding=8), vertical_flip=0.5),
+        PlanSpec(RandomResizedCrop(40), rotation=20, second_crop=RandomResizedCrop(32), horizontal_flip=0.5),
+    ],
+    ids=["one read", "window", "two reads"],
+)
+def test_images_are_turned_as_pillow_says(tmp_path: Path, spec: PlanSpec) -> None:
+    for orientation in range(1, 9):
+        folder = tmp_path / "turned" / "ab"[orientation % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image, exif = Image.fromarray(smooth_image(60, 90, orientation)), Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(folder / f"{orientation}.jpg", quality=95, exif=exif)
+        image.save(folder / f"{orientation}.png", exif=exif)
+        image.save(folder / f"{orientation} by XMP.jpg", quality=95, xmp=XMP % orientation)  # unknown to DALI
+    source = open_data(str(tmp_path / "turned"), root=tmp_path)[0]
+    loader, torchvision = (build(source, name, spec=spec, dtype=torch.uint8) for name in ("dali", "torchvision"))
+    for (images, _), (wanted, _) in zip(loader, torchvision, strict=True):
+        assert (images.float() - wanted.float()).abs().mean(dim=(1, 2, 3)).max() < 1
     assert loader.by_fallback == 0
 
 

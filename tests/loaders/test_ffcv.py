@@ -154,6 +154,29 @@ def test_other_data_has_a_file_of_its_own(jpegs: Source) -> None:
 
 
 @pytest.mark.needs_ffcv
+def test_an_edit_that_keeps_the_length_is_noticed_and_the_old_file_goes(image_folder: Path, jpegs: Source) -> None:
+    build(jpegs).prepare()
+    path = Path(jpegs.images.describe(3))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xdb") + 5] ^= 3  # how a JPEG's mean is quantised
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))
+    edited = open_data(str(image_folder), root=image_folder)[0]
+    assert edited.fingerprint == jpegs.fingerprint
+    assert torch.equal(images(build(edited)), by_torchvision(edited))
+    assert files() == [build(edited).path.name]
+
+
+@pytest.mark.needs_ffcv
+def test_what_a_killed_process_left_goes(jpegs: Source) -> None:
+    path = build(jpegs).path
+    path.parent.mkdir(parents=True)
+    path.with_name(f".{path.name}.1234.part").touch()
+    build(jpegs).prepare()
+    assert files() == [path.name]
+
+
+@pytest.mark.needs_ffcv
 def test_pixels_and_jpegs_deliver_the_same(jpegs: Source) -> None:
     as_jpegs, as_pixels = build(jpegs), build(jpegs, photographs="raw")
     assert torch.equal(images(as_jpegs), images(as_pixels))

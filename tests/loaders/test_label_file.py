@@ -81,9 +81,23 @@ def test_absolute_paths_blank_lines_spaces_and_a_byte_order_mark_do_no_harm(writ
     assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
 
 
+def test_absolute_paths_are_found_from_behind_a_link(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    file = write("".join(f"{tmp_path}/{name},{name[4:7]}\n" for name in NAMES), "deep/down/labels.csv")
+    (tmp_path / "near").symlink_to(file.parent)
+    train, val = opened(tmp_path / "near" / "labels.csv")
+    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+
+
 def test_classes_that_are_numbers_are_in_the_order_of_their_values(write: Callable[..., Path]) -> None:
     train, _ = opened(write("".join(f"{name},{[9, 10, 100][i % 3]}\n" for i, name in enumerate(NAMES))))
     assert train.classes == ("9", "10", "100")
+
+
+def test_classes_that_are_the_same_number_are_always_in_the_same_order(write: Callable[..., Path]) -> None:
+    labels = [f"{'0' * zeros}1" for zeros in range(4, -1, -1)]
+    train, _ = opened(write("".join(f"{name},{labels[i % 5]}\n" for i, name in enumerate(NAMES))))
+    assert train.classes == tuple(labels)
 
 
 def test_another_label_makes_another_fingerprint(write: Callable[..., Path]) -> None:
@@ -99,11 +113,17 @@ def test_rows_of_a_third_split_are_left_out_and_counted(write: Callable[..., Pat
     assert train.notes == (f"{file}: left out, being of the split test: 1",)
 
 
-def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path]) -> None:
-    train, val = opened(write(rows() + "img/gone.png,oak\n"))
-    assert [reason for source in (train, val) for reason in source.bad.values()] == [
-        "[Errno 2] No such file or directory: 'gone.png'"
-    ]
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("img/gone.png", "[Errno 2] No such file or directory: 'gone.png'"),
+        ("~nobody-of-that-name.png", "[Errno 2] No such file or directory: '~nobody-of-that-name.png'"),
+        ("img/\0.png", "embedded null byte"),
+    ],
+)
+def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path], path: str, reason: str) -> None:
+    train, val = opened(write(rows() + f"{path},oak\n"))
+    assert [told for source in (train, val) for told in source.bad.values()] == [reason]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """`python -m loaders`: what there is, and caches built beforehand."""
 
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from loaders import Source, open_data
 from loaders.__main__ import main
+from loaders.console import shown_progress
 from loaders.pace import Pace, told_seconds
 from loaders.sources import PixelArray
 from loaders.sources.pixel_cache import Preprocessing, find_cache
@@ -39,6 +42,20 @@ def test_a_bad_image_is_named_and_can_be_left_out(image_folder: Path, capsys: py
     out = capsys.readouterr().out
     assert "left out: " in out
     assert "trees: 23 images to train on, " in out
+
+
+def test_names_that_cannot_be_printed_are_escaped(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_folder.rename(image_folder.with_name("tr\udce9es"))  # as Python has what is no UTF-8
+    assert main(["cache", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("tr\\udce9es: 24 images to train on, ")
+
+
+def test_a_bar_takes_any_title_as_it_is() -> None:
+    console = Console(force_terminal=True, file=StringIO(), width=120)
+    with shown_progress(console, "looking at {some}/[red]/[/things]") as show:
+        show(1, 2, "[/b]")
+    assert "looking at {some}/[red]/[/things]" in console.file.getvalue()
+    assert "[/b]" in console.file.getvalue()
 
 
 def test_a_folder_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,12 @@ def write(folder: Path, files: dict[str, str]) -> None:
         ({"cpu.max": "6400000 100000\n"}, 8),
         ({"cpu.max": "150000 50000\n"}, 3),
         ({"cpu.max": "not a quota\n"}, 8),
+        ({"cpu.max": "100000 0\n"}, 8),
         ({V1_QUOTA: "-1\n", V1_PERIOD: "100000\n"}, 8),
         ({V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 4),
         ({V1_QUOTA: "50000\n", V1_PERIOD: "100000\n"}, 1),
         ({V1_QUOTA: "400000\n"}, 8),
+        ({V1_QUOTA: "400000\n", V1_PERIOD: "0\n"}, 8),
         ({"cpu.max": "200000 100000\n", V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 2),
     ],
 )
@@ -50,6 +52,7 @@ def test_cores_are_those_of_the_affinity_within_the_cgroups_quota(
         ("0::/slurm/job_7\n", {"slurm/job_7/cpu.max": "max 100000\n", "slurm/cpu.max": "200000 100000\n"}, 2),
         ("0::/slurm/job_7\n", {"slurm/job_8/cpu.max": "100000 100000\n"}, 8),
         ("0::/\n", {"cpu.max": "500000 100000\n"}, 5),
+        ("no group\n", {"cpu.max": "500000 100000\n"}, 5),
         (
             "4:memory:/a\n3:cpu,cpuacct:/job\n0::/\n",
             {"cpu/job/cpu.cfs_quota_us": "400000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},

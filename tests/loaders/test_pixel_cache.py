@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -356,6 +357,18 @@ def test_two_builders_at_once_decode_each_image_once(source: Source, decoded: li
     require_right(kept(source), source)
 
 
+def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_place(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def alone(folder: Path, _: object) -> Iterator[None]:
+        yield
+        (folder / "manifest.json").unlink()  # the first thing that another process does when it gets the lock
+
+    monkeypatch.setattr(building, "_alone", alone)
+    require_right(kept(source), source)
+
+
 # --- the disk ------------------------------------------------------------------------------------
 
 
@@ -387,7 +400,7 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
 def test_a_folder_that_cannot_be_made_is_told(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory"):
+    with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory; SATURATE_CACHE"):
         kept(source)
 
 

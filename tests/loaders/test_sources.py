@@ -95,6 +95,18 @@ def test_linked_folders_and_files_count(flat: Path, tmp_path: Path) -> None:
     assert {"oak/linked/1.png", "oak/linked.png"} <= set(every_path(flat))
 
 
+@pytest.mark.parametrize("way", [["ash"], [""], ["elsewhere", "ash"]])
+def test_a_link_back_is_not_followed(flat: Path, tmp_path: Path, way: list[str]) -> None:
+    wanted = every_path(flat)
+    (tmp_path / "elsewhere").mkdir()
+    place = flat / "ash"
+    for target in way:
+        to = tmp_path / target if target == "elsewhere" else flat / target
+        (place / "link").symlink_to(to)
+        place = to
+    assert every_path(flat) == wanted
+
+
 @pytest.mark.parametrize(
     "stray",
     ["ash/.hidden.png", "ash/.thumbnails/1.png", ".cache/1.png", "top.png", "ash/notes.txt", "ash/png", "oak/a.json"],
@@ -120,6 +132,11 @@ def test_a_file_may_have_any_name(flat: Path, name: bytes) -> None:
         place = paths(source).index(f"ash/{os.fsdecode(name)}")
         np.testing.assert_array_equal(load_pixels(source.images, place), smooth_image(20, 30, 0))
         assert not source.bad
+
+
+def test_the_folder_may_have_any_name(flat: Path) -> None:
+    other = flat.rename(os.fsdecode(os.fsencode(flat) + b" \xe9"))
+    assert len(every_path(other)) == 30
 
 
 # --- the split -----------------------------------------------------------------------------------
@@ -210,6 +227,7 @@ FORMATS = {
     "tiff float": ("a.tif", "F", {}),
     "ppm": ("a.ppm", "RGB", {}),
     "pgm": ("a.pgm", "L", {}),
+    "pgm 16 bits": ("a.pgm", "I;16", {}),
 }
 
 
@@ -318,6 +336,23 @@ def test_added_and_removed_files_are_noticed(image_folder: Path) -> None:
     assert len(val) == 10
     assert "oak/00.jpg" not in paths(val)
     assert val.sizes[paths(val).index("oak/new.jpg")].tolist() == [33, 44]
+
+
+def test_a_bad_verdict_is_reached_anew_as_permissions_may_have_changed(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, examined: list[str]
+) -> None:
+    def refuse(path: Path) -> Image.Image:  # what permissions do to anybody but root
+        if path.name == "03.jpg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    opened = index.Image.open
+    monkeypatch.setattr(index.Image, "open", refuse)
+    assert [len(source.bad) for source in open_both(image_folder)] == [2, 2]
+    monkeypatch.setattr(index.Image, "open", opened)
+    examined.clear()
+    assert [len(source.bad) for source in open_both(image_folder)] == [0, 0]
+    assert examined == ["03.jpg"] * 4
 
 
 def cached(kind: str = "*.json") -> list[Path]:
@@ -536,6 +571,27 @@ def test_files_that_are_passed_over_are_counted(image_folder: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"no folder or CSV file {tmp_path}/nowhere.*sample, cifar10"):
         open_both(tmp_path / "nowhere")
+
+
+def test_a_home_that_nobody_has_is_no_folder() -> None:
+    with pytest.raises(InputError, match="no folder or CSV file ~nobody-of-that-name/trees"):
+        open_data("~nobody-of-that-name/trees", root=Path("data"))
+
+
+@pytest.mark.parametrize("closed", ["train", "train/ash"])
+def test_a_folder_that_must_not_be_read_is_named(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    def refuse(path: Path | str) -> object:  # what permissions do to anybody but root
+        if Path(path) == image_folder / closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scanned(path)
+
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", refuse)
+    (image_folder / "train" / "1.jpg").touch()
+    with pytest.raises(InputError, match=rf"{image_folder / closed} cannot be read: Permission denied"):
+        open_both(image_folder)
 
 
 def test_train_without_val_is_refused(image_folder: Path) -> None:
