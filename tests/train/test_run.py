@@ -318,7 +318,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
 @pytest.mark.parametrize(
     ("different", "named"),
     [
-        (["--lr", "0.5"], "recipe"),
+        (["--lr", "0.5"], "otherwise; give the options it had:\n  learning_rate was 0.003125, is 0.5\n"),
         (["--seed", "9"], "seed was 0, is 9"),
         (["--precision", "bf16"], "precision was fp32, is bf16"),
         (["--model", "resnet34"], "--model was resnet18, is resnet34"),
