@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from loaders import InputError
 from train import load_classifier
 from train.__main__ import main
 from train.learner import Learner
@@ -237,6 +238,18 @@ def test_the_exported_classifier_agrees_with_validation(image_folder: Path, tmp_
     paths = sorted((image_folder / "val").rglob("*.jpg"))
     right = sum(next(iter(classify(path))) == path.parent.name for path in paths)
     assert right / len(paths) == read(out, "summary.json")["val_top1"]
+    turned = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(paths[0]).save(turned, exif=exif)
+    assert classify(Image.open(turned)) == classify(turned) != classify(paths[0])
+
+
+@pytest.mark.parametrize("finished", ["", "config.json"])
+def test_a_folder_without_a_finished_run_is_named(tmp_path: Path, finished: str) -> None:
+    (tmp_path / (finished or "file")).write_text('{"model": {}}')
+    with pytest.raises(InputError, match=r"holds no finished run: config\.json or model\.safetensors is missing"):
+        load_classifier(tmp_path if finished else tmp_path / "file")
 
 
 def test_best_weights_of_one_run_start_another(image_folder: Path, tmp_path: Path) -> None:
