@@ -12,7 +12,7 @@ from benchmarks.gpu_check import GpuCheckOptions, run_gpu_check
 from benchmarks.loader_rates import LoaderOptions, bench_loaders
 from benchmarks.profiling import ProfileOptions, bench_profile
 from benchmarks.readme_tables import TablesOptions, run_tables
-from benchmarks.report import Keeper
+from benchmarks.report import BENCH, Keeper
 from benchmarks.saturation import SaturationOptions, bench_saturation
 from benchmarks.steps import StepsOptions, bench_steps
 from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
@@ -62,8 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(theme: str, options: Any) -> int:
-    """Measures a theme, keeps what is found, and concludes."""
-    keep = Keeper(options.folder(theme))
+    """Measures a theme, keeps what is found, and concludes.
+
+    Raises:
+        InputError: when the folder holds a result already, or the theme cannot be measured as asked.
+    """
+    folder = options.folder(theme)
+    if (folder / BENCH).exists():
+        raise InputError(f"{folder} holds another result: choose another OUT, or remove it")
+    keep = Keeper(folder)
     MEASURED[theme][1](options, Reporter(), keep)
     keep.conclude()
     return 0

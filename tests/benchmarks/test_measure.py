@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import measure as measuring
 from benchmarks import parts as parting
-from benchmarks.__main__ import main
+from benchmarks.__main__ import MEASURED, main
 from benchmarks.arms import (
     BASELINE,
     FINISHED,
@@ -257,6 +257,14 @@ def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loaders", "--data", "/no/such/folder"]) == 2
     assert capsys.readouterr().err.startswith("error: DATA: there is no folder or CSV file /no/such/folder")
+
+
+def test_a_result_that_is_there_already_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bench.json").write_text("{}")
+    for theme in MEASURED:
+        assert main([theme, "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds another result: choose another OUT")
+    assert (tmp_path / "bench.json").read_text() == "{}"
 
 
 def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:
