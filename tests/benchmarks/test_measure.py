@@ -1,6 +1,7 @@
 """Measuring: turns, windows, ratios; and the whole command on a few images."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,6 +266,14 @@ def test_a_result_that_is_there_already_is_not_written_over(tmp_path: Path, caps
         assert main([theme, "--out", str(tmp_path)]) == 2
         assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds another result: choose another OUT")
     assert (tmp_path / "bench.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("theme", ["loaders", "saturation"])
+def test_only_what_is_not_there_is_refused_and_what_is_there_told(
+    image_folder: Path, capsys: pytest.CaptureFixture[str], theme: str
+) -> None:
+    assert main([theme, "--data", str(image_folder), "--only", "torchvison", "--device", "cpu"]) == 2
+    assert re.match(r"error: --only torchvison: .* there are .*torchvision", capsys.readouterr().err)
 
 
 def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:
