@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +276,12 @@ def test_only_what_is_not_there_is_refused_and_what_is_there_told(
 ) -> None:
     assert main([theme, "--data", str(image_folder), "--only", "torchvison", "--device", "cpu"]) == 2
     assert re.match(r"error: --only torchvison: .* there are .*torchvision", capsys.readouterr().err)
+
+
+def test_a_package_that_the_interpreter_lacks_is_named() -> None:
+    lacking = "import runpy, sys; sys.modules['tyro'] = None; runpy.run_module('benchmarks', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", lacking], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.split("; ")[0]) == (2, f"error: {sys.executable} has no tyro")
 
 
 def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:
