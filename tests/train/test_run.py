@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from loaders import InputError
 from train import load_classifier
 from train.__main__ import main
+from train.folder import RunFolder
 from train.learner import Learner
 from train.options import Options
 from train.prepare import prepare
@@ -346,6 +348,18 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert named in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_ends_half_way_is_told_by_its_cause(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, resume=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"last\.pt cannot be written: File too large"):
+            folder.save("last.pt", {"weights": torch.zeros(1_000_000), "more": torch.zeros(9)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["config.json", "last.pt", "best.pt", "metrics.jsonl", "curves.png", "summary.json"])
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -355,7 +369,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     (out / f"{name}.part").symlink_to("/dev/full")  # where every byte is one too many
     assert main(arguments(image_folder, out, "--epochs", "1")) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {out / name} cannot be written")
+    assert said.startswith(f"error: {out / name} cannot be written: No space left on device")
     assert not list(out.glob("*.part"))
     assert not (out / name).exists()
 
