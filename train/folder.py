@@ -60,7 +60,15 @@ class RunFolder:
         self._write(name, write)
 
     def load(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        """What `save` has written.
+
+        Raises:
+            InputError: when it cannot be read.
+        """
+        try:
+            content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise whatever the bytes lead to
+            raise InputError(f"{self.path / name} is damaged or unreadable; begin anew with another OUT") from error
         return content
 
     def save_model(self, state: Mapping[str, Tensor]) -> None:

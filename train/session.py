@@ -208,6 +208,7 @@ class Session:
             "--model": self.options.model,
             "precision": self.learner.precision.name,
             "NGPU": self.world.size,
+            "images to train on": len(self.train_loader.source),
             "steps": self.learner.steps,
             "--size": self.recipe.size,
             **{field.name: repr(getattr(self.recipe, field.name)) for field in fields(self.recipe)},

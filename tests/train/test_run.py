@@ -337,7 +337,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
         (["--seed", "9"], "seed was 0, is 9"),
         (["--precision", "bf16"], "precision was fp32, is bf16"),
         (["--model", "resnet34"], "--model was resnet18, is resnet34"),
-        (["--train-limit", "9"], "steps was 12, is 4"),
+        (["--train-limit", "9"], "otherwise; give the options it had:\n  images to train on was 24, is 9\n"),
     ],
 )
 def test_resuming_with_other_options_is_refused_by_name(
@@ -346,6 +346,16 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert main(arguments(image_folder, tmp_path / "run", "--epochs", "2")) == 0
     assert main(arguments(image_folder, tmp_path / "run", "--resume", *different)) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0, 10, 3])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, share: int) -> None:
+    folder = RunFolder(tmp_path, resume=False)
+    folder.save("last.pt", {"weights": torch.zeros(9)})
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) * share // 12] or b"broken\n")
+    with pytest.raises(InputError, match=r"last\.pt is damaged or unreadable; begin anew with another OUT"):
+        folder.load("last.pt")
 
 
 def test_a_checkpoint_that_ends_half_way_is_told_by_its_cause(tmp_path: Path) -> None:
