@@ -22,6 +22,15 @@ endif
 
 pip    = $(python) -m pip install --quiet --disable-pip-version-check
 
+# Any text as one word of the shell.
+quoted = '$(subst ','\'',$(1))'
+
+data   = --data $(call quoted,$(DATA)) --root $(call quoted,$(ROOT))
+out    = $(if $(OUT),--out $(call quoted,$(OUT)))
+
+ifeq ($(shell expr '$(NGPU)' : '[1-9][0-9]*$$'),0)
+$(error NGPU=$(NGPU): expected a number of GPUs, 1 or more)
+endif
 launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
 .DEFAULT_GOAL := help
@@ -68,18 +77,16 @@ setup-ffcv: $(ready)
 	@$(python) -W ignore -c 'import ffcv.loader' && echo 'FFCV is ready: LOADER=ffcv'
 
 train: $(ready)
-	@$(python) $(launch) -m train $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
-	    --weights '$(WEIGHTS)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+	@$(python) $(launch) -m train $(MODE) $(data) --loader $(LOADER) --weights $(call quoted,$(WEIGHTS)) $(out) $(ARGS)
 
 bench: $(ready)
-	@$(python) -m benchmarks loaders --data '$(DATA)' --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+	@$(python) -m benchmarks loaders $(data) $(out) $(ARGS)
 
 profile: $(ready)
-	@$(python) $(launch) -m benchmarks profile $(MODE) --data '$(DATA)' --root '$(ROOT)' --loader $(LOADER) \
-	    $(if $(OUT),--out '$(OUT)') $(ARGS)
+	@$(python) $(launch) -m benchmarks profile $(MODE) $(data) --loader $(LOADER) $(out) $(ARGS)
 
 gpu-check: $(ready_dev)
-	@$(python) -m benchmarks gpu-check --root '$(ROOT)' $(if $(OUT),--out '$(OUT)') $(ARGS)
+	@$(python) -m benchmarks gpu-check --root $(call quoted,$(ROOT)) $(out) $(ARGS)
 
 readme-tables: $(ready)
 	@$(python) -m benchmarks readme-tables $(ARGS)

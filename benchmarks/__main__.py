@@ -4,21 +4,26 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
+try:
+    import tyro
 
-from benchmarks.compare import CompareOptions, run_compare
-from benchmarks.files import KeepOptions, RedrawOptions, run_keep, run_redraw
-from benchmarks.gpu_check import GpuCheckOptions, run_gpu_check
-from benchmarks.loader_rates import LoaderOptions, bench_loaders
-from benchmarks.profiling import ProfileOptions, bench_profile
-from benchmarks.readme_tables import TablesOptions, run_tables
-from benchmarks.report import Keeper
-from benchmarks.saturation import SaturationOptions, bench_saturation
-from benchmarks.steps import StepsOptions, bench_steps
-from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
-from loaders import InputError
-from train.console import Reporter
-from train.session import InterruptedRunError
+    from benchmarks.compare import CompareOptions, run_compare
+    from benchmarks.files import KeepOptions, RedrawOptions, run_keep, run_redraw
+    from benchmarks.gpu_check import GpuCheckOptions, run_gpu_check
+    from benchmarks.loader_rates import LoaderOptions, bench_loaders
+    from benchmarks.profiling import ProfileOptions, bench_profile
+    from benchmarks.readme_tables import TablesOptions, run_tables
+    from benchmarks.report import BENCH, Keeper
+    from benchmarks.saturation import SaturationOptions, bench_saturation
+    from benchmarks.steps import StepsOptions, bench_steps
+    from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
+    from loaders import InputError
+    from train.console import Reporter
+    from train.session import InterruptedRunError
+except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
+    python = sys.executable
+    print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
+    sys.exit(2)
 
 MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "loaders": (LoaderOptions, bench_loaders),
@@ -62,8 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(theme: str, options: Any) -> int:
-    """Measures a theme, keeps what is found, and concludes."""
-    keep = Keeper(options.folder(theme))
+    """Measures a theme, keeps what is found, and concludes.
+
+    Raises:
+        InputError: when the folder holds a result already, or the theme cannot be measured as asked.
+    """
+    folder = options.folder(theme)
+    if (folder / BENCH).exists():
+        raise InputError(f"{folder} holds another result: choose another OUT, or remove it")
+    keep = Keeper(folder)
     MEASURED[theme][1](options, Reporter(), keep)
     keep.conclude()
     return 0

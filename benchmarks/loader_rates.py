@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, refusals, tuning
 from benchmarks.measure import Arm, Found, measure, rows
-from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, told
+from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, require_named, told
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
 from benchmarks.workload import measured_ceiling
@@ -37,8 +37,10 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     train, _ = opened(options, reporter)
     dtype = choose_precision("auto", device).dtype
     task = Task(long_epochs(train, options.images), options.size, options.batch_size, device, dtype, options.threads)
+    others = [*rivals(task), *ours(task), *parts(task)]
+    require_named(options.only, [arm.name for arm in [*ordinary(task, 1), *others]])
     tuned, tried = tune(task, options, reporter)
-    arms = chosen([*ordinary(task, tuned), *rivals(task), *ours(task), *parts(task)], task, tuned, options.only)
+    arms = chosen([*ordinary(task, tuned), *others], task, tuned, options.only)
     result: Result = {
         "theme": "loaders",
         "environment": describe_environment(),

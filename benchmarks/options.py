@@ -1,5 +1,6 @@
 """Options that several benchmarks share."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,12 @@ class Keep(Protocol):
     folder: Path
 
     def __call__(self, result: Result) -> None: ...
+
+
+def require_named(only: str, names: Collection[str]) -> None:
+    """Raises InputError where no name has `only` in it, and tells them all."""
+    if not any(only in name for name in names):
+        raise InputError(f"--only {only}: nothing of that name can be measured here; there are {', '.join(names)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """`profile`: where a training loop's time goes, what limits it, and what to change."""
 
 import gzip
+import os
 import shlex
 import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -325,10 +327,14 @@ def trace(work: Workload, batches: Iterator[Batch], steps: int, folder: Path) ->
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = schedule(wait=0, warmup=1, active=steps)
+    if not cuda:  # else it says as an error that there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with (
+        warnings.catch_warnings(),
         profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler,
         recording(Recorder(cuda=cuda, trace=True)),
     ):
+        warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
         for batch in _waited(batches, 1 + steps):
             work.step(batch)
             profiler.step()

@@ -17,7 +17,7 @@ from benchmarks.arms import KEEPING_PIXELS, Batches, endless, made_ready
 from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
 from benchmarks.measure import Arm, Found, measure, probed, row
-from benchmarks.options import Keep, OptionalInt, Result, Windows, told
+from benchmarks.options import Keep, OptionalInt, Result, Windows, require_named, told
 from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
@@ -63,6 +63,7 @@ class SaturationOptions(Windows):
 def bench_saturation(options: SaturationOptions, reporter: Reporter, keep: Keep) -> None:
     """One mode after the other; what is known is kept after each turn."""
     device = options.torch_device
+    require_named(options.only, available_loaders())
     result: Result = {
         "theme": "saturation",
         "environment": describe_environment(),

@@ -18,10 +18,16 @@ class BadImage:
         return f"{self.path}: {self.reason}"
 
 
+MOST_NAMED = 100
+"""Bad images that one message names."""
+
+
 class BadImageError(InputError):
     """Images that cannot be decoded, under `on_bad_image="raise"` or when they are too many to skip."""
 
     def __init__(self, bad: list[BadImage], total: int, remedy: str) -> None:
-        listed = "".join(f"\n  {image}" for image in bad[:5]) + ("\n  ..." if len(bad) > 5 else "")
+        listed = "".join(f"\n  {image}" for image in bad[:MOST_NAMED])
+        if len(bad) > MOST_NAMED:
+            listed += f"\n  and {len(bad) - MOST_NAMED} more"
         super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed}\n{remedy}")
         self.bad = bad

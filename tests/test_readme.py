@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.readme_tables import pages, with_tables
-from loaders import open_data
+from loaders import choose_loader, open_data
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,13 @@ def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.Mo
     exec(code, names)
     assert names["images"].shape == (8, 3, 224, 224)  # type: ignore[attr-defined]
     assert len(names["loader"]) == len(open_data("photos", root=Path())[0]) // 8  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_gpu_says_of_its_loader_what_is_shown(image_folder: Path) -> None:
+    both = open_data(str(image_folder), root=image_folder)
+    cpu = torch.device("cpu")
+    choice = choose_loader("auto", both, device=cpu, epochs=20, workers=2, world_size=1, cache_size=256)
+    assert f"    loader  {choice.name} ({choice.reason})\n" in README
 
 
 def test_every_table_equals_the_results_it_names() -> None:

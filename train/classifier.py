@@ -32,7 +32,8 @@ class Classifier:
     def __call__(self, image: Image.Image | Path | str) -> dict[str, float]:
         """Label → probability, the likeliest first."""
         if not isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(Image.open(image))
+            image = Image.open(image)
+        image = ImageOps.exif_transpose(image)  # as in training; one that was turned already says so no more
         device = next(self.model.parameters()).device
         rgb = Image.fromarray(as_rgb(image))
         logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))
@@ -51,8 +52,8 @@ def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
     try:
         told = json.loads((folder / CONFIG).read_text())["model"]
         state = safetensors.torch.load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no finished run: {error.filename or error} is missing") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} holds no finished run: {CONFIG} or {WEIGHTS} is missing") from error
     model = build_model(told["architecture"], told["num_classes"])
     model.load_state_dict(state)
     preprocess = transforms.Compose(

@@ -52,10 +52,23 @@ class RunFolder:
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
         """A checkpoint of plain containers and tensors, which `torch.load(weights_only=True)` reads."""
-        self._write(name, lambda part: torch.save(dict(content), part))
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # given a name, torch says of a full disk "unexpected pos 704 vs 598"
+                torch.save(dict(content), file)
+
+        self._write(name, write)
 
     def load(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        """What `save` has written.
+
+        Raises:
+            InputError: when it cannot be read.
+        """
+        try:
+            content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise whatever the bytes lead to
+            raise InputError(f"{self.path / name} is damaged or unreadable; begin anew with another OUT") from error
         return content
 
     def save_model(self, state: Mapping[str, Tensor]) -> None:
@@ -71,9 +84,11 @@ class RunFolder:
         try:
             write(part)
             os.replace(part, self.path / name)
-        except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
+        except (OSError, RuntimeError) as error:  # torch.save may hide the former in the latter
             part.unlink(missing_ok=True)
-            raise InputError(f"{self.path / name} cannot be written: {error}") from error
+            met = error.__context__ if isinstance(error.__context__, OSError) else error
+            told = getattr(met, "strerror", None) or met
+            raise InputError(f"{self.path / name} cannot be written: {told}") from error
 
 
 def check_out(path: Path, *, resume: bool) -> None:

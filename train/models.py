@@ -1,6 +1,7 @@
 """Models: torchvision's ResNets, their weights, and what of them is trained."""
 
 import copy
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,9 +131,12 @@ def read_state(file: Path) -> Mapping[str, Tensor]:
         raise InputError(f"WEIGHTS: there is no file {file} (nor weights of that name: imagenet, none)") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"WEIGHTS: {file} cannot be read as weights: {error}") from error
-    except Exception as error:  # torch.load says so in a pickle error of its own, which also names objects it refuses
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"WEIGHTS: {file} is not a plain state dict: {said}") from error
+    except Exception as error:  # of a pickle: what torch.load then says is about its own arguments, or a bare number
+        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        found = f"holds objects besides tensors ({refused[1]})" if refused else "is no file of weights"
+        raise InputError(
+            f"WEIGHTS: {file} {found}: wanted is what torch.save(model.state_dict(), ...) writes"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -213,8 +213,10 @@ class Session:
             "--model": self.options.model,
             "precision": self.learner.precision.name,
             "NGPU": self.world.size,
+            "images to train on": len(self.train_loader.source),
             "steps": self.learner.steps,
-            "recipe": repr(self.recipe),
+            "--size": self.recipe.size,
+            **{field.name: repr(getattr(self.recipe, field.name)) for field in fields(self.recipe)},
         }
 
     def _resume(self) -> None:

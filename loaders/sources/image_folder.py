@@ -37,7 +37,10 @@ def open_image_folder(
     if not _is_split(root):
         return held_out(_open(root, name, max_pixels, progress))
     if not _holds_classes(root / "val"):
-        raise InputError(f"{root} has train/ but no val/: give the validation folder this name (a link will do)")
+        raise InputError(
+            f"{root} has train/ but no val/: give the validation folder this name (a link will do), "
+            f"or have a fifth held out by DATA={root / 'train'}"
+        )
     train, val = (_open(root / split, name, max_pixels, progress) for split in ("train", "val"))
     require_same_classes(str(root), train.classes, val.classes)
     return train, val

@@ -1,6 +1,9 @@
 """Measuring: turns, windows, ratios; and the whole command on a few images."""
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import measure as measuring
 from benchmarks import parts as parting
-from benchmarks.__main__ import main
+from benchmarks.__main__ import MEASURED, main
 from benchmarks.arms import (
     BASELINE,
     FINISHED,
@@ -257,6 +260,28 @@ def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loaders", "--data", "/no/such/folder"]) == 2
     assert capsys.readouterr().err.startswith("error: DATA: there is no folder or CSV file /no/such/folder")
+
+
+def test_a_result_that_is_there_already_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bench.json").write_text("{}")
+    for theme in MEASURED:
+        assert main([theme, "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds another result: choose another OUT")
+    assert (tmp_path / "bench.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("theme", ["loaders", "saturation"])
+def test_only_what_is_not_there_is_refused_and_what_is_there_told(
+    image_folder: Path, capsys: pytest.CaptureFixture[str], theme: str
+) -> None:
+    assert main([theme, "--data", str(image_folder), "--only", "torchvison", "--device", "cpu"]) == 2
+    assert re.match(r"error: --only torchvison: .* there are .*torchvision", capsys.readouterr().err)
+
+
+def test_a_package_that_the_interpreter_lacks_is_named() -> None:
+    lacking = "import runpy, sys; sys.modules['tyro'] = None; runpy.run_module('benchmarks', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", lacking], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.split("; ")[0]) == (2, f"error: {sys.executable} has no tyro")
 
 
 def test_pixels_in_memory_and_numbers_of_them_are_what_they_were() -> None:

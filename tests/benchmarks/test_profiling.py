@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
     return said, result
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch.profiler, about a GPU that is not there
 @pytest.mark.parametrize("mode", ["feature", "finetune"])
 def test_a_profile_tells_stages_timeline_trace_and_one_sentence(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
@@ -46,6 +47,13 @@ def test_a_profile_tells_stages_timeline_trace_and_one_sentence(
         "bench.json", "bench.png", "report.html", "trace-rank0.json.gz",
     ]  # fmt: skip
     assert json.loads((out / "bench.json").read_text()) == result
+
+
+def test_a_profile_on_a_cpu_says_nothing_of_a_gpu_that_is_not_there(image_folder: Path, tmp_path: Path) -> None:
+    given = ["profile", "feature", *small(image_folder, tmp_path), "--steps", "5", "--trace-steps", "1"]
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "Profiler" in line or "gpuGetDeviceCount" in line]
 
 
 def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -596,8 +596,9 @@ def test_a_folder_that_must_not_be_read_is_named(
 
 def test_train_without_val_is_refused(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val")
-    with pytest.raises(InputError, match=rf"{image_folder} has train/ but no val/"):
+    with pytest.raises(InputError, match=rf"{image_folder} has train/ but no val/.* DATA={image_folder}/train$"):
         open_both(image_folder)
+    assert all(map(len, open_both(image_folder / "train")))
 
 
 def test_an_empty_class_folder_is_named(image_folder: Path) -> None:

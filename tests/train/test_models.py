@@ -78,17 +78,24 @@ def test_weights_that_do_not_fit_are_refused_by_key(tmp_path: Path, spoil: objec
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.pth", b"no weights"), ("b.safetensors", b"neither"), ("c.pth", b""), ("d.safetensors", b"")],
+    [
+        ("a.pth", b"no weights"),
+        ("b.safetensors", b"neither"),
+        ("c.pth", b""),
+        ("d.safetensors", b""),
+        ("e.pth", b"junk\n"),
+        ("f.pth", b"# A page\n"),
+    ],
 )
 def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=rf"{name} (cannot be read as weights: \D|is no file of weights: wanted is )"):
         load_weights(build_model("resnet18", 10), str(tmp_path / name), "resnet18")
 
 
 def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, tmp_path / "objects.pth")
-    with pytest.raises(InputError, match=r"objects\.pth is not a plain state dict"):
+    with pytest.raises(InputError, match=r"objects\.pth holds objects .*\(pathlib\.\w+\): wanted is "):
         load_weights(build_model("resnet18", 10), str(tmp_path / "objects.pth"), "resnet18")
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from loaders import InputError
 from train import load_classifier, session
 from train.__main__ import main
 from train.folder import RunFolder
@@ -249,6 +251,18 @@ def test_the_exported_classifier_agrees_with_validation(image_folder: Path, tmp_
     paths = sorted((image_folder / "val").rglob("*.jpg"))
     right = sum(next(iter(classify(path))) == path.parent.name for path in paths)
     assert right / len(paths) == read(out, "summary.json")["val_top1"]
+    turned = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(paths[0]).save(turned, exif=exif)
+    assert classify(Image.open(turned)) == classify(turned) != classify(paths[0])
+
+
+@pytest.mark.parametrize("finished", ["", "config.json"])
+def test_a_folder_without_a_finished_run_is_named(tmp_path: Path, finished: str) -> None:
+    (tmp_path / (finished or "file")).write_text('{"model": {}}')
+    with pytest.raises(InputError, match=r"holds no finished run: config\.json or model\.safetensors is missing"):
+        load_classifier(tmp_path if finished else tmp_path / "file")
 
 
 def test_best_weights_of_one_run_start_another(image_folder: Path, tmp_path: Path) -> None:
@@ -330,11 +344,11 @@ def test_a_folder_that_holds_another_run_is_left_alone(
 @pytest.mark.parametrize(
     ("different", "named"),
     [
-        (["--lr", "0.5"], "recipe"),
+        (["--lr", "0.5"], "otherwise; give the options it had:\n  learning_rate was 0.003125, is 0.5\n"),
         (["--seed", "9"], "seed was 0, is 9"),
         (["--precision", "bf16"], "precision was fp32, is bf16"),
         (["--model", "resnet34"], "--model was resnet18, is resnet34"),
-        (["--train-limit", "9"], "steps was 12, is 4"),
+        (["--train-limit", "9"], "otherwise; give the options it had:\n  images to train on was 24, is 9\n"),
     ],
 )
 def test_resuming_with_other_options_is_refused_by_name(
@@ -343,6 +357,28 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert main(arguments(image_folder, tmp_path / "run", "--epochs", "2")) == 0
     assert main(arguments(image_folder, tmp_path / "run", "--resume", *different)) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0, 10, 3])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, share: int) -> None:
+    folder = RunFolder(tmp_path, resume=False)
+    folder.save("last.pt", {"weights": torch.zeros(9)})
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) * share // 12] or b"broken\n")
+    with pytest.raises(InputError, match=r"last\.pt is damaged or unreadable; begin anew with another OUT"):
+        folder.load("last.pt")
+
+
+def test_a_checkpoint_that_ends_half_way_is_told_by_its_cause(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, resume=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"last\.pt cannot be written: File too large"):
+            folder.save("last.pt", {"weights": torch.zeros(1_000_000), "more": torch.zeros(9)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["config.json", "last.pt", "best.pt", "metrics.jsonl", "curves.png", "summary.json"])
@@ -354,7 +390,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     (out / f"{name}.part").symlink_to("/dev/full")  # where every byte is one too many
     assert main(arguments(image_folder, out, "--epochs", "1")) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {out / name} cannot be written")
+    assert said.startswith(f"error: {out / name} cannot be written: No space left on device")
     assert not list(out.glob("*.part"))
     assert not (out / name).exists()
 
