@@ -121,7 +121,7 @@ def _window(arm: Arm, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) 
             next(batches)
     _settle()
     began, burnt, first, images = time.perf_counter(), cpu_seconds(), _mark(), 0
-    while time.perf_counter() - began < seconds:
+    while not images or time.perf_counter() - began < seconds:  # a busy machine may pause it that long
         for _ in range(arm.together):
             images += len(next(batches)[1])
     last = _mark()

@@ -78,6 +78,14 @@ def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> object:
+    """Of a command: tyro before 1.0.16 leaves it to the command to refuse values, later ones end the program."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
 def as_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `streamed` go the way it goes to a GPU: staging memory, and the whole batch resampled at once."""
 

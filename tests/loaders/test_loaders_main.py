@@ -13,6 +13,7 @@ from loaders.console import shown_progress
 from loaders.pace import Pace, told_seconds
 from loaders.sources import PixelArray
 from loaders.sources.pixel_cache import Preprocessing, find_cache
+from tests.conftest import exit_code
 
 
 def test_it_lists_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,9 +66,7 @@ def test_a_folder_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("options", [["--cache-size", "0"], ["--cahce-size", "256"]])
 def test_options_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["cache", "nowhere", *options])
-    assert caught.value.code == 2
+    assert exit_code(main, ["cache", "nowhere", *options]) == 2
     assert options[0] in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from loaders import InputError
+from tests.conftest import exit_code
 from train import load_classifier, session
 from train.__main__ import main
 from train.folder import RunFolder
@@ -325,9 +326,7 @@ def test_a_mistake_is_said_in_a_sentence(
 def test_a_mistaken_option_ends_with_code_2_and_says_which(
     wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(wrong)
-    assert caught.value.code == 2
+    assert exit_code(main, wrong) == 2
     assert said in capsys.readouterr().err
 
 
