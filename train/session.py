@@ -170,14 +170,21 @@ class Session:
         raise InterruptedRunError(asked)
 
     def _keep(self) -> None:
-        """After each epoch: the best model so far, then everything needed to go on from here."""
+        """After each epoch: everything needed to go on from here, then the best model so far."""
         if self.folder is not None and self.world.is_main:
-            if self.rows[-1] is self._best():
-                told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
-                self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told})
             self.folder.write_metrics(self.rows)
             self.folder.draw_curves(self.rows)
         self._save_last()
+        self._save_best()  # last, as a run killed before it does so when it goes on
+
+    def _save_best(self) -> None:
+        """The model just validated, where it is the best so far."""
+        if self.folder is None or not self.world.is_main or self.rows[-1] is not self._best():
+            return
+        # The row of an epoch that ran out of time goes when the epoch is finished: the best before it stays at hand.
+        before = self.folder.load(BEST) if self.train_loader.remaining() and len(self.rows) > 1 else None
+        told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
+        self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told, "before": before})
 
     def _best(self) -> dict[str, Any]:
         """The row of the first epoch that was validated best."""
@@ -224,12 +231,22 @@ class Session:
         if self.world.is_main:  # it is the sum over all
             self.tally.add_score(Score(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
-        if len(self.rows) > self.train_loader.epoch and len(self.train_loader):
-            self.rows.pop()  # of an epoch that ran out of time, and is finished now
+        if len(self.rows) > self.train_loader.epoch:  # it had just been validated
+            if len(self.train_loader):
+                self._take_back()
+            else:
+                self._save_best()
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
             f"{self.train_loader.epoch + 1} are left"
         )
+
+    def _take_back(self) -> None:
+        """Forgets the last row: of an epoch that ran out of time, and is finished now."""
+        assert self.folder is not None
+        row = self.rows.pop()
+        if self.rows and self.world.is_main and (best := self.folder.load(BEST))["epoch"] == row["epoch"]:
+            self.folder.save(BEST, best["before"])
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 from train import load_classifier
 from train.__main__ import main
+from train.folder import RunFolder
 from train.learner import Learner
 from train.options import Options
 from train.prepare import prepare
@@ -167,6 +170,54 @@ def test_an_epoch_that_ran_out_of_time_is_finished_by_resuming(
     assert len(rows(out)) == 1
     assert main(arguments(image_folder, out, "--resume")) == 0
     assert without_times(rows(out)) == without_times(rows(tmp_path / "whole"))
+
+
+def test_an_unfinished_epoch_takes_no_best_weights_away_from_the_run_that_goes_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is best when it runs out of time, and no longer so when it is finished."""
+    out, scores, steps = tmp_path / "run", iter([6, 9, 5]), 0
+    validate, step = Session._validate, Learner.step
+
+    def counted(self: Learner, *given: Any) -> None:
+        nonlocal steps
+        step(self, *given)
+        steps += 1
+
+    monkeypatch.setattr(Session, "_validate", lambda *given: replace(validate(*given), correct=next(scores)))
+    monkeypatch.setattr(Learner, "step", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "out_of_time", property(lambda _: steps >= 8))  # of 6 an epoch
+        assert main(arguments(image_folder, out, "--max-minutes", "60")) == 0
+    told = torch.load(out / "best.pt", weights_only=True)
+    assert (told["epoch"], told["val_top1"], read(out, "summary.json")["val_top1"]) == (2, 0.9, 0.9)
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    best = torch.load(out / "best.pt", weights_only=True)
+    assert (best["epoch"], best["val_top1"], read(out, "summary.json")["val_top1"]) == (1, 0.6, 0.6)
+    exported = safetensors.torch.load_file(out / "model.safetensors")
+    assert all(torch.equal(best["model"][name], exported[name]) for name in exported)
+    assert not torch.equal(best["model"]["fc.weight"], told["model"]["fc.weight"])
+
+
+def test_a_run_killed_before_it_saved_its_best_does_so_when_it_goes_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    save = RunFolder.save
+
+    def killed(self: RunFolder, name: str, content: Any) -> None:
+        if name == "best.pt":
+            raise KeyboardInterrupt
+        save(self, name, content)
+
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", killed)
+        assert main(arguments(image_folder, out)) == 130
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    whole, parts = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["epoch"] == parts["epoch"]
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
 
 
 def test_validation_that_saw_too_few_is_not_believed(
