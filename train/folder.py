@@ -55,7 +55,16 @@ class RunFolder:
         self._write(name, lambda part: torch.save(dict(content), part))
 
     def load(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        """A checkpoint that `save` wrote.
+
+        Raises:
+            InputError: when it is missing or damaged.
+        """
+        try:
+            content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds, by where the file is damaged
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{self.path / name} cannot be read as a checkpoint: {said}") from error
         return content
 
     def save_model(self, state: Mapping[str, Tensor]) -> None:

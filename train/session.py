@@ -222,7 +222,7 @@ class Session:
     def _resume(self) -> None:
         assert self.folder is not None
         state = self.folder.load(LAST)
-        mine, before = self._identity(), state["identity"]
+        mine, before = self._identity(), state.get("identity", {})
         if differing := [key for key in mine if before.get(key) != mine[key]]:
             told = "".join(f"\n  {key} was {before.get(key)}, is {mine[key]}" for key in differing)
             raise InputError(f"--resume: {self.folder.path} was trained otherwise; give the options it had:{told}")

@@ -384,6 +384,19 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert named in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_is_named(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    given = arguments(image_folder, out, "--epochs", "1", "--train-limit", "4")
+    assert main(given) == 0
+    for content in ((out / "last.pt").read_bytes()[:100_000], b"", b"no checkpoint"):
+        (out / "last.pt").write_bytes(content)
+        assert main([*given, "--resume"]) == 2
+        assert f"{out / 'last.pt'} cannot be read as a checkpoint: " in capsys.readouterr().err
+    (out / "last.pt").write_bytes((out / "best.pt").read_bytes())
+    assert main([*given, "--resume"]) == 2
+    assert "mode was None, is finetune" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["config.json", "last.pt", "best.pt", "metrics.jsonl", "curves.png", "summary.json"])
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
