@@ -217,6 +217,7 @@ class Session:
             "NGPU": self.world.size,
             "steps": self.learner.steps,
             "recipe": repr(self.recipe),
+            "validation": f"{len(self.val_loader.ids)} images ({self.val_loader.source.fingerprint})",
         }
 
     def _resume(self) -> None:

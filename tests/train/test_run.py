@@ -374,6 +374,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
         (["--precision", "bf16"], "precision was fp32, is bf16"),
         (["--model", "resnet34"], "--model was resnet18, is resnet34"),
         (["--train-limit", "9"], "steps was 12, is 4"),
+        (["--val-limit", "3"], "validation was 10 images"),
     ],
 )
 def test_resuming_with_other_options_is_refused_by_name(
