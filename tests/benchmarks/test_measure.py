@@ -108,6 +108,15 @@ def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clo
     assert order.count("whole") == 3 * 7
 
 
+def test_of_what_changes_by_being_done_a_window_has_no_more_than_one(clock: Clock) -> None:
+    """A cold epoch, after which the next would be a warm one."""
+    order: list[str] = []
+    cold = Arm("g", "cold", working(clock, 1 / 100, order, "cold").batches, together=7, once=True)
+    found = measure([cold], windows=2, seconds=100.0)
+    assert [window.images for window in found["cold"].windows] == [7 * 4] * 2
+    assert found["cold"].windows[0].rate == pytest.approx(100)
+
+
 def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
     """A machine that slows down in the middle changes no ratio."""
     arms = [Arm("g", "base", list), Arm("g", "ours", list)]
