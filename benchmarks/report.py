@@ -99,6 +99,8 @@ def read(path: Path) -> Result:
         raise InputError(f"{file} cannot be read as a result: {error}") from error
     if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
         raise InputError(f"{file} holds no result: it has no rows")
+    if "theme" not in result or not all(isinstance(row, dict) and "name" in row for row in result["rows"]):
+        raise InputError(f"{file} holds no result: it has no theme, or a row no name")
     return result
 
 
