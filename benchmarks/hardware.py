@@ -1,7 +1,7 @@
 """What the GPU could do at most, and what it says it is doing."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -112,14 +112,15 @@ class GpuWatch(Watch):
             if found is None:
                 return
             nvml, handle = found
-            for _ in self._looks():
-                self._seen.append(
-                    (
-                        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-                        nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                        float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            with suppress(nvml.NVMLError):  # of a part of a GPU (MIG), some of it is not told
+                for _ in self._looks():
+                    self._seen.append(
+                        (
+                            nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                            nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                            float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                        )
                     )
-                )
 
     @property
     def seen(self) -> dict[str, float | None]:
@@ -142,9 +143,12 @@ def _handle(device: torch.device) -> Iterator[tuple[Any, Any] | None]:
         yield None
         return
     try:
-        uuid = torch.cuda.get_device_properties(device).uuid
-        yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-    except pynvml.NVMLError:  # not told in this container
-        yield None
+        try:
+            uuid = torch.cuda.get_device_properties(device).uuid
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        except pynvml.NVMLError:  # not told in this container
+            yield None
+        else:
+            yield pynvml, handle
     finally:
         pynvml.nvmlShutdown()

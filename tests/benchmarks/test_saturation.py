@@ -1,7 +1,11 @@
 """Saturation: what is lost by which differential run; limits of known GPUs; files that leave the page cache."""
 
 import json
+import sys
+import time
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -72,6 +76,24 @@ def test_an_unknown_gpu_and_a_cpu_give_null() -> None:
     assert shares(1000, work, torch.device("cpu"), lowered=True) == none
     with GpuWatch(torch.device("cpu")) as watch:
         pass
+    assert set(watch.seen.values()) == {None}
+
+
+def test_a_gpu_that_tells_not_all_gives_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the thread that looks would be one of the test."""
+    nvml = ModuleType("pynvml")
+    error = type("NVMLError", (Exception,), {})
+    told = {"nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetHandleByUUID": 1}
+    for name, value in told.items():
+        setattr(nvml, name, lambda *_, value=value: value)
+    nvml.NVMLError = error  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetUtilizationRates = Mock(side_effect=error)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(uuid="1"))
+    monkeypatch.setattr(GpuWatch, "seconds_between_looks", 0.001)
+    with GpuWatch(torch.device("cuda")) as watch:
+        time.sleep(0.1)
+    nvml.nvmlDeviceGetUtilizationRates.assert_called_once()
     assert set(watch.seen.values()) == {None}
 
 
