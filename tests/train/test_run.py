@@ -344,6 +344,7 @@ def test_a_mistake_is_said_in_a_sentence(
         (["feature", "--epochs", "0"], "--epochs 0"),
         (["feature", "--lr", "-1"], "--lr -1"),
         (["feature", "--size", "16"], "--size 16"),
+        (["feature", "--seed", str(2**64)], "--seed 18446744073709551616"),
         (["feature", "--resume"], "--out"),
     ],
 )
