@@ -317,6 +317,7 @@ def test_a_bad_image_is_named_or_skipped(
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--loader", "warp"], "LOADER=warp"),
         (["--batch-size", "100"], "smaller batch"),
+        (["--batch-size", "1"], "--batch-size 1: at 32 px"),
         (["--weights", "/no/weights.pth"], "/no/weights.pth"),
         (["--device", "cuda"], "no GPU"),
     ],
