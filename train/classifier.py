@@ -32,9 +32,9 @@ class Classifier:
     def __call__(self, image: Image.Image | Path | str) -> dict[str, float]:
         """Label → probability, the likeliest first."""
         if not isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(Image.open(image))
+            image = Image.open(image)
         device = next(self.model.parameters()).device
-        rgb = Image.fromarray(as_rgb(image))
+        rgb = Image.fromarray(as_rgb(ImageOps.exif_transpose(image)))
         logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))
         probabilities = logits.softmax(1)[0].tolist()
         ranked = sorted(zip(self.labels, probabilities, strict=True), key=lambda pair: -pair[1])
