@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import loader_rates
 from benchmarks import measure as measuring
 from benchmarks import parts as parting
 from benchmarks.__main__ import main
@@ -261,6 +262,18 @@ def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
         assert row["cores_per_gpu"] == pytest.approx(row["cpu_seconds_per_1000"])  # of 1,000 images/s
         assert any(row["name"] in line for line in lines[:-1])
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "report.html", "bench.png"}
+
+
+def test_loaders_of_images_too_small_to_train_on_are_measured_all_the_same(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader_rates, "tune", lambda *_: (1, {1: 1.0}))
+    small = ["--size", "16", "--images", "16", "--batch-size", "4", "--windows", "2", "--seconds", "0.01"]
+    given = ["loaders", "--data", str(image_folder), "--out", str(tmp_path / "out"), "--workers", "1", *small]
+    assert main([*given, "--only", BASELINE]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["rows"]) == 2
+    assert "--size 16: a ResNet needs 32 pixels or more" in result["notes"][-1]
 
 
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
