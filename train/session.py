@@ -107,10 +107,7 @@ class Session:
                 if self._agreed(done, total, self.stop.out_of_time):
                     break
         trained = self.tally.result(self.world)
-        if not trained.loss_sum < float("inf"):
-            raise InputError(
-                f"the training loss is {trained.loss}: it diverged. Choose a smaller --lr, or --precision fp32."
-            )
+        _require_number("training", trained)
         row = {
             "epoch": epoch + 1,
             "train_loss": trained.loss,
@@ -121,6 +118,7 @@ class Session:
             "learning_rate": self.learner.scheduler.get_last_lr()[0],
         }
         validated = self._validate(title)
+        _require_number("validation", validated)  # the last step's update is in no training loss
         self.rows.append({**row, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen})
         if not self.train_loader.remaining():  # else out of time, and the rest of the epoch may come yet
             self.tally = Tally(self.learner.device)
@@ -306,6 +304,11 @@ class Session:
             f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'
             '    classify("photo.jpg")  # {label: probability}'
         )
+
+
+def _require_number(what: str, score: Score) -> None:
+    if not score.loss_sum < float("inf"):
+        raise InputError(f"the {what} loss is {score.loss}: it diverged. Choose a smaller --lr, or --precision fp32.")
 
 
 @contextmanager

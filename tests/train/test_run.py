@@ -470,7 +470,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(image_folder, tmp_path / "run", "--lr", "1e20")) == 2
-    assert "diverged" in capsys.readouterr().err
+    assert "the training loss is nan: it diverged" in capsys.readouterr().err
+    one_step = ("--epochs", "1", "--train-limit", "4")
+    assert main(arguments(image_folder, tmp_path / "last-step", "--lr", "1e20", *one_step)) == 2
+    assert "the validation loss is nan: it diverged" in capsys.readouterr().err
+    assert not (tmp_path / "last-step" / "best.pt").exists()
 
 
 def test_without_network_other_data_stop_and_name_the_way_out(
