@@ -37,7 +37,10 @@ def run_redraw(options: RedrawOptions) -> int:
     """Page and picture, beside the result or elsewhere."""
     beside = options.result if options.result.is_dir() else options.result.parent
     folder = options.out or beside
-    draw(read(options.result), folder)
+    result = read(options.result)
+    if not all("images_per_second" in row for row in result["rows"]):  # of runs put together by hand, for one
+        raise InputError(f"{options.result}: a row has no rate to draw")
+    draw(result, folder)
     print(folder)
     return 0
 

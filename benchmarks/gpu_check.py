@@ -21,7 +21,7 @@ import tyro
 from benchmarks import gpu_table
 from benchmarks.gpu_table import Line, Results, machine_line, markdown
 from benchmarks.options import OptionalFloat, OptionalPath, Result, told
-from benchmarks.report import BENCH
+from benchmarks.report import BENCH, written
 from loaders import InputError
 from loaders.sources.cifar10 import BINARY_FOLDER
 from train.folder import describe_environment
@@ -316,5 +316,5 @@ def _last_line(log: Path) -> str:
 
 
 def _write(folder: Path, check: Result) -> None:
-    (folder / CHECK).write_text(json.dumps(check, indent=1, default=str) + "\n")
-    (folder / TABLE).write_text(markdown([Line(**line) for line in check["table"]]))
+    written(folder / CHECK, lambda part: part.write_text(json.dumps(check, indent=1, default=str) + "\n"))
+    written(folder / TABLE, lambda part: part.write_text(markdown([Line(**line) for line in check["table"]])))

@@ -143,9 +143,12 @@ def _handle(device: torch.device) -> Iterator[tuple[Any, Any] | None]:
         yield None
         return
     try:
-        uuid = torch.cuda.get_device_properties(device).uuid
-        yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-    except pynvml.NVMLError:  # not told in this container
-        yield None
+        try:
+            uuid = torch.cuda.get_device_properties(device).uuid
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        except pynvml.NVMLError:  # not told in this container
+            yield None
+        else:
+            yield pynvml, handle
     finally:
         pynvml.nvmlShutdown()

@@ -11,7 +11,7 @@ from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, req
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
 from benchmarks.workload import measured_ceiling
-from loaders import LoaderConfig, build_loader
+from loaders import InputError, LoaderConfig, build_loader
 from train.console import Reporter
 from train.folder import describe_environment
 from train.precision import choose_precision
@@ -65,7 +65,12 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     keep(result)
     demand, origin = options.demand, "as asked"
     if demand is None:
-        demand, origin = measured_ceiling(options, "feature", options.size), "feature extraction's ceiling here"
+        try:
+            demand, origin = measured_ceiling(options, "feature", options.size), "feature extraction's ceiling here"
+        except InputError as refused:  # of so few images, or such small ones, loaders can be measured all the same
+            result["notes"].append(f"no cores per GPU, as no model can be trained on these images: {refused}")
+            keep(result)
+            return
     for row in result["rows"]:
         row["cores_per_gpu"] = cores_needed(row, demand)
     keep(result | {"demand": {"images_per_second": demand, "origin": origin}})

@@ -36,6 +36,8 @@ class Arm:
     """Batches that are only measured together: those of an epoch, where its beginning and end are to count."""
     before: Callable[[], None] = lambda: None
     """Done before each window, and not counted."""
+    once: bool = False
+    """Whether a window is over after `together` batches, however short: what comes then is other work."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def _window(arm: Arm, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) 
             next(batches)
     _settle()
     began, burnt, first, images = time.perf_counter(), cpu_seconds(), _mark(), 0
-    while not images or time.perf_counter() - began < seconds:  # a busy machine may pause it that long
+    # A batch at least: a busy machine may pause the process for that long.
+    while not images or (time.perf_counter() - began < seconds and not arm.once):
         for _ in range(arm.together):
             images += len(next(batches)[1])
     last = _mark()

@@ -169,11 +169,10 @@ def record_steps(work: Workload, batches: Iterator[Batch], steps: int) -> Seen:
         marks = [(0, began)]
         for done, batch in enumerate(clock.watch(_waited(batches, steps)), 1):
             work.step(batch)
-            if done % max(1, steps // 5) == 0:
+            if 5 * done // steps > 5 * (done - 1) // steps:
                 synchronise(device)
                 marks.append((clock.images, time.perf_counter()))
-        synchronise(device)
-        seconds, burnt = time.perf_counter() - began, cpu_seconds() - burnt
+        seconds, burnt = marks[-1][1] - began, cpu_seconds() - burnt
         waiting = clock.data_wait * clock.seconds
     rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(marks)]
     return Seen(clock.images, seconds, burnt, waiting, recorder, recorder.totals(), began, rates)

@@ -74,14 +74,14 @@ def sentences(result: Result) -> list[str]:
 def write(result: Result, folder: Path) -> Path:
     """`bench.json` in `folder`, whole or not at all."""
     text = json.dumps(result, indent=1, default=str) + "\n"
-    return _written(folder / BENCH, lambda part: part.write_text(text))
+    return written(folder / BENCH, lambda part: part.write_text(text))
 
 
 def draw(result: Result, folder: Path) -> None:
     """`report.html` and `bench.png` in `folder`, from what `bench.json` holds."""
-    _written(folder / REPORT, lambda part: part.write_text(page(result)))
+    written(folder / REPORT, lambda part: part.write_text(page(result)))
     if result["rows"]:
-        _written(folder / PICTURE, lambda part: picture(result).savefig(part, format="png", dpi=144))
+        written(folder / PICTURE, lambda part: picture(result).savefig(part, format="png", dpi=144))
 
 
 def read(path: Path) -> Result:
@@ -99,10 +99,17 @@ def read(path: Path) -> Result:
         raise InputError(f"{file} cannot be read as a result: {error}") from error
     if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
         raise InputError(f"{file} holds no result: it has no rows")
+    if "theme" not in result or not all(isinstance(row, dict) and "name" in row for row in result["rows"]):
+        raise InputError(f"{file} holds no result: it has no theme, or a row no name")
     return result
 
 
-def _written(file: Path, write: Callable[[Path], object]) -> Path:
+def written(file: Path, write: Callable[[Path], object]) -> Path:
+    """`file`, whole or not at all.
+
+    Raises:
+        InputError: when it cannot be written.
+    """
     part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

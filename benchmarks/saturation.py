@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import Any, Literal
@@ -194,17 +194,17 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
     def empty() -> None:
         fed.emptied &= evict(files)
 
-    arms.append(_end_to_end(work, name, f"{name}, cold", length, empty))
+    # One epoch each time: the next would find in memory what this one has read.
+    arms.append(replace(_end_to_end(work, name, f"{name}, cold", length), before=empty, once=True))
     return fed, arms
 
 
-def _end_to_end(work: Workload, name: str, title: str, images: int, before: Callable[[], None] = lambda: None) -> Arm:
+def _end_to_end(work: Workload, name: str, title: str, images: int) -> Arm:
     return Arm(
         END_TO_END,
         title,
         lambda: work.end_to_end(work.loader(name, images), []),
         together=images // work.config.batch_size,
-        before=before,
     )
 
 

@@ -84,7 +84,7 @@ class Rung:
         """What this rung lacks here; None where it can be measured."""
         if self.needs_gpu and device.type != "cuda":
             return "needs a GPU"
-        if self.pure and choose_precision("auto", device).dtype == torch.float32:
+        if self.pure and choose_precision("auto", device).dtype != torch.bfloat16:
             return "needs bf16"
         if self.compiled and not can_compile():
             return "needs a C compiler and Python.h (gcc, python3-dev)"

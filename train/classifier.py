@@ -33,9 +33,8 @@ class Classifier:
         """Label → probability, the likeliest first."""
         if not isinstance(image, Image.Image):
             image = Image.open(image)
-        image = ImageOps.exif_transpose(image)  # as in training; one that was turned already says so no more
         device = next(self.model.parameters()).device
-        rgb = Image.fromarray(as_rgb(image))
+        rgb = Image.fromarray(as_rgb(ImageOps.exif_transpose(image)))  # one turned already says so no more
         logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))
         probabilities = logits.softmax(1)[0].tolist()
         ranked = sorted(zip(self.labels, probabilities, strict=True), key=lambda pair: -pair[1])

@@ -140,7 +140,9 @@ def read_state(file: Path) -> Mapping[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise InputError(f"WEIGHTS: {file} holds no state dict (names → tensors)")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's
 

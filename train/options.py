@@ -91,6 +91,8 @@ class Options:
         ):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{_flag(name)} {value}: expected more than 0")
+        if not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"--seed {self.seed}: expected a number of 64 bits")
         if self.size is not None and self.size < 32:
             raise InputError(f"--size {self.size}: a ResNet needs 32 pixels or more")
         if self.views is not None:

@@ -52,6 +52,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         model, weights = _model(options, train, reporter)
     precision = choose_precision(options.precision, device)
     recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
+    _require_values_to_normalise(options, recipe)
     workers = options.workers or max(1, usable_cores() // world.local_size)
     choice = choose_loader(
         options.loader,
@@ -195,6 +196,13 @@ def _recipe(options: Options, train: Source, device: torch.device, *, pretrained
     recipe = RECIPES[options.recipe](setting)
     chosen: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
     return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _require_values_to_normalise(options: Options, recipe: Recipe) -> None:
+    """Raises InputError where BatchNorm would have a single value of each channel: of 32 px, one is left at the end."""
+    trains_norms = options.mode == "finetune" or recipe.norm_in_train_mode
+    if trains_norms and recipe.batch_size == 1 and recipe.size == 32:
+        raise InputError("--batch-size 1: at 32 px BatchNorm has nothing to normalise by; choose 2 or more")
 
 
 def _told_views(options: Options) -> str:

@@ -110,10 +110,7 @@ class Session:
                 if self._agreed(done, total, self.stop.out_of_time):
                     break
         trained = self.tally.result(self.world)
-        if not trained.loss_sum < float("inf"):
-            raise InputError(
-                f"the training loss is {trained.loss}: it diverged. Choose a smaller --lr, or --precision fp32."
-            )
+        _require_number("training", trained)
         row = {
             "epoch": epoch + 1,
             "train_loss": trained.loss,
@@ -124,6 +121,7 @@ class Session:
             "learning_rate": self.learner.scheduler.get_last_lr()[0],
         }
         validated = self._validate(title)
+        _require_number("validation", validated)  # the last step's update is in no training loss
         self.rows.append({**row, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen})
         if not self.train_loader.remaining():  # else out of time, and the rest of the epoch may come yet
             self.tally = Tally(self.learner.device)
@@ -173,16 +171,23 @@ class Session:
         raise InterruptedRunError(asked)
 
     def _keep(self) -> None:
-        """After each epoch: the best model so far, then everything needed to go on from here."""
+        """After each epoch: everything needed to go on from here, then the best model so far."""
         if self.folder is not None and self.world.is_main:
-            if self.rows[-1] is self._best():
-                told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
-                self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told})
             self.folder.write_metrics(self.rows)
             if time.perf_counter() > self.drawn + _SECONDS_BETWEEN_DRAWINGS:
                 self.folder.draw_curves(self.rows)
                 self.drawn = time.perf_counter()
         self._save_last()
+        self._save_best()  # last, as a run killed before it does so when it goes on
+
+    def _save_best(self) -> None:
+        """The model just validated, where it is the best so far."""
+        if self.folder is None or not self.world.is_main or self.rows[-1] is not self._best():
+            return
+        # The row of an epoch that ran out of time goes when the epoch is finished: the best before it stays at hand.
+        before = self.folder.load(BEST) if self.train_loader.remaining() and len(self.rows) > 1 else None
+        told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
+        self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told, "before": before})
 
     def _best(self) -> dict[str, Any]:
         """The row of the first epoch that was validated best."""
@@ -215,6 +220,7 @@ class Session:
             "NGPU": self.world.size,
             "images to train on": len(self.train_loader.source),
             "steps": self.learner.steps,
+            "images to validate": f"{len(self.val_loader.ids)} ({self.val_loader.source.fingerprint})",
             "--size": self.recipe.size,
             **{field.name: repr(getattr(self.recipe, field.name)) for field in fields(self.recipe)},
         }
@@ -222,7 +228,7 @@ class Session:
     def _resume(self) -> None:
         assert self.folder is not None
         state = self.folder.load(LAST)
-        mine, before = self._identity(), state["identity"]
+        mine, before = self._identity(), state.get("identity", {})
         if differing := [key for key in mine if before.get(key) != mine[key]]:
             told = "".join(f"\n  {key} was {before.get(key)}, is {mine[key]}" for key in differing)
             raise InputError(f"--resume: {self.folder.path} was trained otherwise; give the options it had:{told}")
@@ -231,12 +237,22 @@ class Session:
         if self.world.is_main:  # it is the sum over all
             self.tally.add_score(Score(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
-        if len(self.rows) > self.train_loader.epoch and len(self.train_loader):
-            self.rows.pop()  # of an epoch that ran out of time, and is finished now
+        if len(self.rows) > self.train_loader.epoch:  # it had just been validated
+            if len(self.train_loader):
+                self._take_back()
+            else:
+                self._save_best()
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
             f"{self.train_loader.epoch + 1} are left"
         )
+
+    def _take_back(self) -> None:
+        """Forgets the last row: of an epoch that ran out of time, and is finished now."""
+        assert self.folder is not None
+        row = self.rows.pop()
+        if self.rows and self.world.is_main and (best := self.folder.load(BEST))["epoch"] == row["epoch"]:
+            self.folder.save(BEST, best["before"])
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
@@ -295,6 +311,11 @@ class Session:
             f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'
             '    classify("photo.jpg")  # {label: probability}'
         )
+
+
+def _require_number(what: str, score: Score) -> None:
+    if not score.loss_sum < float("inf"):
+        raise InputError(f"the {what} loss is {score.loss}: it diverged. Choose a smaller --lr, or --precision fp32.")
 
 
 @contextmanager

@@ -126,6 +126,18 @@ def test_what_is_done_stays_known_while_a_second_sitting_is_interrupted(
     assert states == {"a": "failed", "b": "done"}
 
 
+def test_a_full_disk_takes_nothing_away_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert checked(tmp_path, monkeypatch, script(out, "a", "print('fine')")) == 0
+    before = (out / "gpu-check.json").read_text()
+    (out / "gpu-check.json.part").symlink_to("/dev/full")
+    assert checked(tmp_path, monkeypatch, script(out, "a", "print('fine')")) == 2
+    assert "gpu-check.json cannot be written: No space left" in capsys.readouterr().err
+    assert (out / "gpu-check.json").read_text() == before
+
+
 def test_another_checks_folder_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

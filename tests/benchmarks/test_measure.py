@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import loader_rates
 from benchmarks import measure as measuring
 from benchmarks import parts as parting
 from benchmarks.__main__ import MEASURED, main
@@ -109,6 +110,15 @@ def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clo
     assert order.count("ready") == 1 + (3 + 1 + 2) + (3 + 1 + 3)
     assert [window.images for window in found["whole"].windows] == [7 * 4]
     assert order.count("whole") == 3 * 7
+
+
+def test_of_what_changes_by_being_done_a_window_has_no_more_than_one(clock: Clock) -> None:
+    """A cold epoch, after which the next would be a warm one."""
+    order: list[str] = []
+    cold = Arm("g", "cold", working(clock, 1 / 100, order, "cold").batches, together=7, once=True)
+    found = measure([cold], windows=2, seconds=100.0)
+    assert [window.images for window in found["cold"].windows] == [7 * 4] * 2
+    assert found["cold"].windows[0].rate == pytest.approx(100)
 
 
 def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
@@ -255,6 +265,18 @@ def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
         assert row["cores_per_gpu"] == pytest.approx(row["cpu_seconds_per_1000"])  # of 1,000 images/s
         assert any(row["name"] in line for line in lines[:-1])
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "report.html", "bench.png"}
+
+
+def test_loaders_of_images_too_small_to_train_on_are_measured_all_the_same(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader_rates, "tune", lambda *_: (1, {1: 1.0}))
+    small = ["--size", "16", "--images", "16", "--batch-size", "4", "--windows", "2", "--seconds", "0.01"]
+    given = ["loaders", "--data", str(image_folder), "--out", str(tmp_path / "out"), "--workers", "1", *small]
+    assert main([*given, "--only", BASELINE]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["rows"]) == 2
+    assert "--size 16: a ResNet needs 32 pixels or more" in result["notes"][-1]
 
 
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,17 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.options import Where
+from benchmarks.profiling import endless, record_steps
+from benchmarks.workload import workload
+from loaders import Batch
 from tests.conftest import exit_code
 
 
@@ -60,3 +65,23 @@ def test_a_profile_on_a_cpu_says_nothing_of_a_gpu_that_is_not_there(image_folder
 def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(main, ["profile", "feature", "--steps", "2"]) == 2
     assert "--steps 2: expected 5 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [5, 11, 14, 40])
+def test_the_fifths_of_the_steps_are_all_of_them(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Else the whole could be slower than each, as with a last step that takes long, and no bar could be drawn."""
+    where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
+    with workload(where, "feature", size=32, batch_size=4, precision="fp32") as work:
+        taken = 0
+
+        def step(_: Batch) -> None:
+            nonlocal taken
+            taken += 1
+            time.sleep(0.05 * (taken == steps))
+
+        monkeypatch.setattr(work, "step", step)
+        seen = record_steps(work, endless(work), steps)
+    assert len(seen.rates) == 5
+    assert min(seen.rates) <= seen.images / seen.seconds <= max(seen.rates)

@@ -98,10 +98,18 @@ def test_old_results_are_drawn_anew_from_their_json_alone(tmp_path: Path) -> Non
 def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bench.json").write_text("{}")
     assert main(["redraw", str(tmp_path)]) == 2
+    for content in ({"rows": []}, {"theme": "x", "rows": [None]}, {"theme": "x", "rows": [{}]}):
+        (tmp_path / "bench.json").write_text(json.dumps(content))
+        for command in ("redraw", "keep"):
+            assert main([command, str(tmp_path)]) == 2
+        assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    runs = files.RESULTS / "train-cpu-20261123.json"
+    assert main(["redraw", str(runs), "--out", str(tmp_path)]) == 2
     assert main(["redraw", str(tmp_path / "none.json")]) == 2
     err = capsys.readouterr().err
     assert "holds no result: it has no rows" in err
     assert "there is no" in err
+    assert f"{runs}: a row has no rate to draw" in err
     assert {file.name for file in tmp_path.iterdir()} == {"bench.json"}
 
 
@@ -185,7 +193,7 @@ def test_a_short_table_leaves_the_parts_out(tmp_path: Path) -> None:
 
 def test_a_table_of_runs_keeps_the_readmes_words(tmp_path: Path) -> None:
     summary = {"val_top1": 0.9466, "last_val_top1": 0.9, "seconds": 98.4, "images_per_second": 243.2, "data_wait": 0.03}
-    (tmp_path / "r.json").write_text(json.dumps(result({"summary": summary})))
+    (tmp_path / "r.json").write_text(json.dumps(result({"name": "the sample", "summary": summary})))
     line = "| the sample | `make train` | 1 % | 2 % | 3 s | 4 | 5 % |\n"
     head = "| | command | a | b | c | d | e |\n| - | - | - | - | - | - | - |\n"
     text = f"<!-- table: runs r.json -->\n{head}{line}<!-- end -->"

@@ -57,6 +57,12 @@ def test_pure_bf16_keeps_weights_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     step(torch.randn(2, 3, 32, 32).to(step.input_dtype), torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_pure_bf16_is_not_measured_in_another_precision(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    monkeypatch.setattr(steps, "choose_precision", lambda *_: choose_precision(precision, CPU))
+    assert Rung("pure", "", pure=True, lowered=True).missing(CPU) == "needs bf16"
+
+
 @pytest.mark.parametrize("mode", ["finetune", "feature"])
 def test_every_rung_that_a_cpu_has_takes_steps(mode: Any) -> None:
     for rung in ladder(mode):

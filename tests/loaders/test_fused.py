@@ -24,7 +24,6 @@ from tests.loaders.test_resample import drawn, ragged
 from tests.loaders.test_resident import build, same
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [pytest.mark.needs_cuda] * torch.cuda.is_available()  # compiled, all of them are tests of the GPU
 JITTER = ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))
 FLIPS = {"horizontal_flip": 0.5, "vertical_flip": 0.5}
 ONE_READ = {
@@ -37,6 +36,7 @@ ONE_READ = {
 # Triton 3.6, which comes with torch 2.11, interprets with conversions that NumPy warns of, and refuses from 2.4 on.
 _INTERPRETS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) or int(np.__version__.split(".")[1]) < 4
 pytestmark = [
+    *[pytest.mark.needs_cuda] * (DEVICE == "cuda"),  # compiled, all of them are tests of the GPU
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
     pytest.mark.skipif(DEVICE == "cpu" and not _INTERPRETS, reason="Triton 3.6 interprets nothing with NumPy 2.4"),
 ]

@@ -99,6 +99,13 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
         load_weights(build_model("resnet18", 10), str(tmp_path / "objects.pth"), "resnet18")
 
 
+@pytest.mark.parametrize("content", [{1: torch.zeros(1)}, {"epoch": 3}, [torch.zeros(1)], torch.zeros(1)])
+def test_what_is_no_state_dict_is_named(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth holds no state dict"):
+        load_weights(build_model("resnet18", 10), str(tmp_path / "other.pth"), "resnet18")
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match=r"no file .*nowhere\.pth"):
         load_weights(build_model("resnet18", 10), "nowhere.pth", "resnet18")

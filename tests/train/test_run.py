@@ -7,11 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -184,6 +186,54 @@ def test_an_epoch_that_ran_out_of_time_is_finished_by_resuming(
     assert without_times(rows(out)) == without_times(rows(tmp_path / "whole"))
 
 
+def test_an_unfinished_epoch_takes_no_best_weights_away_from_the_run_that_goes_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is best when it runs out of time, and no longer so when it is finished."""
+    out, scores, steps = tmp_path / "run", iter([6, 9, 5]), 0
+    validate, step = Session._validate, Learner.step
+
+    def counted(self: Learner, *given: Any) -> None:
+        nonlocal steps
+        step(self, *given)
+        steps += 1
+
+    monkeypatch.setattr(Session, "_validate", lambda *given: replace(validate(*given), correct=next(scores)))
+    monkeypatch.setattr(Learner, "step", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "out_of_time", property(lambda _: steps >= 8))  # of 6 an epoch
+        assert main(arguments(image_folder, out, "--max-minutes", "60")) == 0
+    told = torch.load(out / "best.pt", weights_only=True)
+    assert (told["epoch"], told["val_top1"], read(out, "summary.json")["val_top1"]) == (2, 0.9, 0.9)
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    best = torch.load(out / "best.pt", weights_only=True)
+    assert (best["epoch"], best["val_top1"], read(out, "summary.json")["val_top1"]) == (1, 0.6, 0.6)
+    exported = safetensors.torch.load_file(out / "model.safetensors")
+    assert all(torch.equal(best["model"][name], exported[name]) for name in exported)
+    assert not torch.equal(best["model"]["fc.weight"], told["model"]["fc.weight"])
+
+
+def test_a_run_killed_before_it_saved_its_best_does_so_when_it_goes_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    save = RunFolder.save
+
+    def killed(self: RunFolder, name: str, content: Any) -> None:
+        if name == "best.pt":
+            raise KeyboardInterrupt
+        save(self, name, content)
+
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", killed)
+        assert main(arguments(image_folder, out)) == 130
+    assert main(arguments(image_folder, out, "--resume")) == 0
+    whole, parts = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["epoch"] == parts["epoch"]
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+
+
 def test_validation_that_saw_too_few_is_not_believed(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +343,7 @@ def test_a_bad_image_is_named_or_skipped(
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--loader", "warp"], "LOADER=warp"),
         (["--batch-size", "100"], "smaller batch"),
+        (["--batch-size", "1"], "--batch-size 1: at 32 px"),
         (["--weights", "/no/weights.pth"], "/no/weights.pth"),
         (["--device", "cuda"], "no GPU"),
     ],
@@ -320,6 +371,7 @@ def test_a_mistake_is_said_in_a_sentence(
         (["feature", "--epochs", "0"], "--epochs 0"),
         (["feature", "--lr", "-1"], "--lr -1"),
         (["feature", "--size", "16"], "--size 16"),
+        (["feature", "--seed", str(2**64)], "--seed 18446744073709551616"),
         (["feature", "--resume"], "--out"),
     ],
 )
@@ -348,6 +400,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
         (["--precision", "bf16"], "precision was fp32, is bf16"),
         (["--model", "resnet34"], "--model was resnet18, is resnet34"),
         (["--train-limit", "9"], "otherwise; give the options it had:\n  images to train on was 24, is 9\n"),
+        (["--val-limit", "3"], "images to validate was 10 "),
     ],
 )
 def test_resuming_with_other_options_is_refused_by_name(
@@ -450,7 +503,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(image_folder, tmp_path / "run", "--lr", "1e20")) == 2
-    assert "diverged" in capsys.readouterr().err
+    assert "the training loss is nan: it diverged" in capsys.readouterr().err
+    one_step = ("--epochs", "1", "--train-limit", "4")
+    assert main(arguments(image_folder, tmp_path / "last-step", "--lr", "1e20", *one_step)) == 2
+    assert "the validation loss is nan: it diverged" in capsys.readouterr().err
+    assert not (tmp_path / "last-step" / "best.pt").exists()
 
 
 def test_without_network_other_data_stop_and_name_the_way_out(

@@ -1,0 +1,34 @@
+"""A trained model put to use."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+from torch import Tensor, nn, stack
+from torchvision import transforms
+
+from train import Classifier
+
+
+class BrighterHalf(nn.Linear):
+    """Tells the upper half from the lower."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        middle = images.shape[2] // 2
+        return stack([images[:, :, :middle].mean((1, 2, 3)), images[:, :, middle:].mean((1, 2, 3))], 1)
+
+
+def test_a_photograph_is_turned_whether_it_is_a_path_or_an_image(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    upside_down = Image.Exif()
+    upside_down[ExifTags.Base.Orientation] = 3
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=upside_down)
+    model: Any = BrighterHalf()
+    classify = Classifier(model, transforms.ToTensor(), ("upper", "lower"))
+    for given in (tmp_path / "photo.jpg", str(tmp_path / "photo.jpg"), Image.open(tmp_path / "photo.jpg")):
+        assert next(iter(classify(given))) == "lower"
