@@ -25,7 +25,7 @@ from train.views import FeatureViews
 from train.world import World
 
 _SECONDS_BETWEEN_REMARKS = 0.5
-_SECONDS_BETWEEN_DRAWINGS = 5.0  # of curves, which takes longer than a GPU does for an epoch on kept features
+_SECONDS_BETWEEN_SAVES = 5.0  # which take longer than a GPU does for an epoch on kept features
 _STEPS_BETWEEN_QUESTIONS = 10  # to the other processes, for whose answer the host waits
 
 
@@ -57,7 +57,8 @@ class Session:
         self.tally = Tally(self.learner.device)
         self.seconds_before = 0.0  # of earlier sittings of a resumed run
         self.started = time.perf_counter()
-        self.drawn = -float("inf")  # when the curves were
+        self.best: dict[str, Any] | None = None  # model so far, and of which epoch; where there is a folder
+        self.saved = -float("inf")  # when the run was
 
     def open_folder(self) -> None:
         """Writes what is known beforehand, or takes up an interrupted run."""
@@ -65,7 +66,9 @@ class Session:
             self._resume()
         elif self.folder is not None:
             self.folder.write_json(CONFIG, self._config())
-        if self.world.is_main and self.folder is not None:
+        if not self.world.is_main:
+            self.folder = None  # read, where the run is resumed
+        if self.folder is not None:
             self.folder.write_json("environment.json", describe_environment())
 
     def train(self) -> None:
@@ -79,17 +82,18 @@ class Session:
                 continue
             self.train_loader.set_epoch(epoch)
             self._epoch(epoch)
+            out_of_time = self.world.any(self.stop.out_of_time, self.learner.device)
+            self._keep(ends=out_of_time or epoch + 1 == self.recipe.epochs)
             gc.collect()
-            if self.world.any(self.stop.out_of_time, self.learner.device):
+            if out_of_time:
                 self.reporter.say(f"--max-minutes {self.options.max_minutes:g}: stopping after epoch {epoch + 1}")
                 break
 
     def conclude(self) -> dict[str, Any]:
         """Writes the result and says where it lies."""
         summary = self._summary(self._best())
-        if self.world.is_main and self.folder is not None:
-            self.folder.save_model(self.folder.load(BEST)["model"])
-            self.folder.draw_curves(self.rows)
+        if self.folder is not None and self.best is not None:
+            self.folder.save_model(self.best["model"])
             self.folder.write_json("summary.json", summary)
             self._tell(summary)
         return summary
@@ -126,7 +130,6 @@ class Session:
         if not self.train_loader.remaining():  # else out of time, and the rest of the epoch may come yet
             self.tally = Tally(self.learner.device)
         self.reporter.say(_line(title, self.rows[-1]))
-        self._keep()
 
     def _fill(self, loader: Loader, title: str) -> None:
         """Computes the features that are kept from here on, apart from the epoch's own time."""
@@ -164,30 +167,27 @@ class Session:
         if not self._agreed(done, total, self.stop.signal is not None):
             return
         asked = self.stop.signal or signal.SIGTERM  # that another process received
-        self._save_last()
+        self._save()
         if self.folder is not None:
             how = f"the same options, OUT={self.folder.path} and ARGS=--resume"
             self.reporter.say(f"\n{asked.name}: saved. To go on: {how}")
         raise InterruptedRunError(asked)
 
-    def _keep(self) -> None:
-        """After each epoch: everything needed to go on from here, then the best model so far."""
-        if self.folder is not None and self.world.is_main:
+    def _keep(self, *, ends: bool) -> None:
+        """After each epoch: its row and, if it is the best so far, its model; all else when it `ends`, or is due."""
+        if self.folder is not None:
             self.folder.write_metrics(self.rows)
-            if time.perf_counter() > self.drawn + _SECONDS_BETWEEN_DRAWINGS:
-                self.folder.draw_curves(self.rows)
-                self.drawn = time.perf_counter()
-        self._save_last()
-        self._save_best()  # last, as a run killed before it does so when it goes on
+            if self.rows[-1] is self._best():
+                self._remember()
+        if ends or self.world.any(time.perf_counter() > self.saved + _SECONDS_BETWEEN_SAVES, self.learner.device):
+            self._save()
 
-    def _save_best(self) -> None:
-        """The model just validated, where it is the best so far."""
-        if self.folder is None or not self.world.is_main or self.rows[-1] is not self._best():
-            return
-        # The row of an epoch that ran out of time goes when the epoch is finished: the best before it stays at hand.
-        before = self.folder.load(BEST) if self.train_loader.remaining() and len(self.rows) > 1 else None
+    def _remember(self) -> None:
+        """Takes the model just validated for the best."""
+        model = {name: tensor.clone() for name, tensor in self.learner.evaluated.state_dict().items()}
         told = {name: self.rows[-1][name] for name in ("epoch", "val_top1")}
-        self.folder.save(BEST, {"model": self.learner.evaluated.state_dict(), **told, "before": before})
+        # The row of an epoch that ran out of time goes when the epoch is finished: the best before it stays at hand.
+        self.best = {"model": model, **told, "before": self.best if self.train_loader.remaining() else None}
 
     def _best(self) -> dict[str, Any]:
         """The row of the first epoch that was validated best."""
@@ -195,20 +195,25 @@ class Session:
 
     # --- state ----------------------------------------------------------------------------------
 
-    def _save_last(self) -> None:
-        """All that the run's future depends on. Every process takes part, the main one writes."""
+    def _save(self) -> None:
+        """All that the run's future depends on, and what people look at. Every process takes part, one writes."""
         score = self.tally.result(self.world)
-        if self.folder is None or not self.world.is_main:
+        if self.folder is None:
             return
         state = {
             "learner": self.learner.state_dict(),
             "loader": self.train_loader.state_dict(),
             "tally": asdict(score),
             "rows": self.rows,
+            "best": self.best,
             "seconds": self._seconds(),
             "identity": self._identity(),
         }
         self.folder.save(LAST, state)
+        if self.best is not None:
+            self.folder.save(BEST, self.best)
+            self.folder.draw_curves(self.rows)
+        self.saved = time.perf_counter()
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -237,22 +242,17 @@ class Session:
         if self.world.is_main:  # it is the sum over all
             self.tally.add_score(Score(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
-        if len(self.rows) > self.train_loader.epoch:  # it had just been validated
-            if len(self.train_loader):
-                self._take_back()
-            else:
-                self._save_best()
+        self.best = state["best"] if self.world.is_main else None
+        if len(self.rows) > self.train_loader.epoch and len(self.train_loader):
+            row = self.rows.pop()  # of an epoch that ran out of time, and is finished now
+            if self.best is not None and self.best["epoch"] == row["epoch"]:
+                self.best = self.best["before"]
+        if self.best is not None:
+            self.folder.save(BEST, self.best)  # a kill may have kept it from that
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
             f"{self.train_loader.epoch + 1} are left"
         )
-
-    def _take_back(self) -> None:
-        """Forgets the last row: of an epoch that ran out of time, and is finished now."""
-        assert self.folder is not None
-        row = self.rows.pop()
-        if self.rows and self.world.is_main and (best := self.folder.load(BEST))["epoch"] == row["epoch"]:
-            self.folder.save(BEST, best["before"])
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started

@@ -130,15 +130,28 @@ def test_a_finished_run_resumed_changes_nothing(image_folder: Path, tmp_path: Pa
     assert rows(out) == before
 
 
-@pytest.mark.parametrize(("pause", "drawn"), [(1e9, [1, 3]), (-1e9, [1, 2, 3, 3])])
-def test_curves_hold_up_no_run_and_end_with_its_last_epoch(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, drawn: list[int]
+@pytest.mark.parametrize(("pause", "saved"), [(1e9, [1, 3]), (-1e9, [1, 2, 3])])
+def test_saving_holds_up_no_run_and_ends_with_its_last_epoch(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, saved: list[int]
 ) -> None:
-    epochs: list[int] = []
-    monkeypatch.setattr(session, "_SECONDS_BETWEEN_DRAWINGS", pause)
-    monkeypatch.setattr(RunFolder, "draw_curves", lambda _, rows: epochs.append(len(rows)))
-    assert main(arguments(image_folder, tmp_path / "run", "--epochs", "3", mode="feature")) == 0
-    assert epochs == drawn
+    epochs: dict[str, list[int]] = {"last.pt": [], "curves.png": []}
+    save = RunFolder.save
+
+    def noted(self: RunFolder, name: str, content: Any) -> None:
+        save(self, name, content)
+        if name == "last.pt":
+            epochs[name].append(len(content["rows"]))
+
+    monkeypatch.setattr(session, "_SECONDS_BETWEEN_SAVES", pause)
+    monkeypatch.setattr(RunFolder, "save", noted)
+    monkeypatch.setattr(RunFolder, "draw_curves", lambda _, rows: epochs["curves.png"].append(len(rows)))
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--epochs", "3", mode="feature")) == 0
+    assert epochs == {"last.pt": saved, "curves.png": saved}
+    best = torch.load(out / "best.pt", weights_only=True)
+    assert (best["epoch"], best["val_top1"]) == tuple(read(out, "summary.json")[k] for k in ("best_epoch", "val_top1"))
+    exported = safetensors.torch.load_file(out / "model.safetensors")
+    assert all(torch.equal(best["model"][name], exported[name]) for name in exported)
 
 
 def test_handlers_of_signals_are_put_back(image_folder: Path, tmp_path: Path) -> None:
@@ -213,14 +226,18 @@ def test_an_unfinished_epoch_takes_no_best_weights_away_from_the_run_that_goes_o
     assert not torch.equal(best["model"]["fc.weight"], told["model"]["fc.weight"])
 
 
+@pytest.mark.parametrize("kill_at", [1, 2])
 def test_a_run_killed_before_it_saved_its_best_does_so_when_it_goes_on(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
+    """After the first epoch, and after the last."""
     assert main(arguments(image_folder, tmp_path / "whole")) == 0
-    save = RunFolder.save
+    save, saved = RunFolder.save, 0
 
     def killed(self: RunFolder, name: str, content: Any) -> None:
-        if name == "best.pt":
+        nonlocal saved
+        saved += name == "best.pt"
+        if saved == kill_at:
             raise KeyboardInterrupt
         save(self, name, content)
 
