@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from loaders.backends.host import AHEAD
 from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
+from loaders.machine import free_on_disk
 from loaders.sources import ImageFiles, PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
@@ -28,6 +30,7 @@ CACHED = "; pixels decoded beforehand"
 """Added to the name of a group where others decode in every epoch."""
 KEEPING_PIXELS = frozenset({"resident", "streamed"})
 BASELINE = "baseline: PIL, DataLoader, no workers"
+_SHARED_MEMORY = Path("/dev/shm")
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -105,8 +108,18 @@ def ordinary(task: Task, tuned: int) -> list[Arm]:
 
 def tuning(task: Task) -> dict[int, Arm]:
     """The ordinary loader with several numbers of workers, of which the best is the tuned baseline."""
-    cores = task.workers
-    return {count: _pillow_workers(task, count) for count in sorted({1, max(1, cores // 2), cores, 2 * cores})}
+    cores, most = task.workers, most_workers(task, torch.float32)
+    counts = {min(count, most) for count in (1, max(1, cores // 2), cores, 2 * cores)}
+    return {count: _pillow_workers(task, count) for count in sorted(counts)}
+
+
+def most_workers(task: Task, dtype: torch.dtype) -> int:
+    """For how many workers of a DataLoader shared memory has room: it is where their batches of `dtype` lie ready.
+
+    Where it is full a worker dies; containers often have 64 MB of it.
+    """
+    batch = task.batch_size * 3 * task.size**2 * dtype.itemsize
+    return max(1, free_on_disk(_SHARED_MEMORY) // (ready(1) * batch))
 
 
 def _pillow_workers(task: Task, workers: int) -> Arm:

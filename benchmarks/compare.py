@@ -59,6 +59,12 @@ def compare(old: Result, new: Result) -> list[Change]:
     return changes
 
 
+def unmatched(old: Result, new: Result) -> list[str]:
+    """Names of rows that only the old one has."""
+    names = {(row.get("group"), row["name"]) for row in new["rows"]}
+    return [row["name"] for row in old["rows"] if (row.get("group"), row["name"]) not in names]
+
+
 def _change(old: dict[str, Any], new: dict[str, Any]) -> Change:
     apart = new["high"] < old["low"] or new["low"] > old["high"]
     return Change(new["group"], new["name"], old["images_per_second"], new["images_per_second"], apart)
@@ -89,6 +95,8 @@ def run_compare(options: CompareOptions) -> int:
         doubt = "" if change.certain else "  within the spread"
         told = f"{number(change.old):>10} → {number(change.new):>10} images/s  {change.ratio:5.2f} ×"
         print(f"{change.name:{widest}}  {told}{doubt}  ({change.group})")
+    for name in unmatched(old, new):
+        print(f"not in the new one: {name}")
     for difference in differences(old, new):
         print(f"differs: {difference}")
     if options.fail_below is None:

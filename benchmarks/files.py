@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.options import OptionalPath, Result
+from benchmarks.page import checkout
 from benchmarks.report import draw, read
 from loaders import InputError
 
@@ -64,7 +65,7 @@ def result_name(result: Result) -> str:
     on = "cpu"
     if gpus:
         on = f"gpu-{_plain(gpus[0].lower().removeprefix('nvidia '))}"
-    commit = (environment.get("commit") or "unknown").rstrip("+")[:10]
+    commit = checkout(environment.get("commit"))
     date = (result.get("date") or f"{datetime.now():%Y-%m-%d}").replace("-", "")[:8]
     data = _plain(Path(str(options.get("data", ""))).name.lower())  # of a folder, its own name
     return "-".join(filter(None, (result["theme"], mode.replace("both", ""), data, on, date, f"{commit}.json")))

@@ -196,6 +196,7 @@ def run_gpu_check(options: GpuCheckOptions) -> int:
         if ended.get(part.name, {}).get("state") != DONE:
             left = None if deadline is None else deadline - time.monotonic()
             ended[part.name] = carried_out(part, left, folder, cpu=options.cpu)
+            ended[part.name]["commit"] = check["environment"]["commit"]
         results = read_results(planned, folder)
         lines = {each.name: found(each, ended[each.name], results, folder) for each in planned if each.name in ended}
         check["parts"] = [ended[name] for name in lines]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from benchmarks.arms import FINISHED
 from benchmarks.columns import measured, number, percent, seconds, tenths, times
 from benchmarks.options import Result
-from benchmarks.page import machine
+from benchmarks.page import checkout, machine
 from benchmarks.saturation import CEILING
 from benchmarks.steps import GROUPS
 from train.recipes import Mode
@@ -36,9 +36,9 @@ def markdown(lines: Sequence[Line]) -> str:
 def machine_line(check: Result) -> Line:
     """On what all this was found."""
     environment = check["environment"]
-    commit = (environment["commit"] or "unknown")[:10]
+    commits = dict.fromkeys(checkout(part["commit"]) for part in check["parts"])  # a later sitting may have another
     tiny = "; as little as there can be of everything, to see that it works: no figure means anything"
-    note = f"torch {environment['versions']['torch']}, commit {commit}, data {check['options']['data']}"
+    note = f"torch {environment['versions']['torch']}, commit {' and '.join(commits)}, data {check['options']['data']}"
     return Line("machine", machine(environment), note + tiny * check["options"]["cpu"])
 
 

@@ -87,15 +87,16 @@ def machine(environment: dict[str, Any]) -> str:
     return f"{gpus[0]}{f' × {len(gpus)}' if len(gpus) > 1 else ''}, {cores}" if gpus else f"{cores}, no GPU"
 
 
+def checkout(commit: str | None) -> str:
+    """A commit in short, and whether files differed from it."""
+    return f"{commit[:10]}{'-changed' * commit.endswith('+')}" if commit else "unknown"
+
+
 def _head(result: Result) -> str:
     environment = result.get("environment", {})
     torch = environment.get("versions", {}).get("torch", "")
-    commit = (environment.get("commit") or "")[:10]
-    told = " · ".join(
-        filter(
-            None, (machine(environment), torch and f"torch {torch}", commit and f"commit {commit}", result.get("date"))
-        )
-    )
+    commit = f"commit {checkout(environment.get('commit'))}"
+    told = " · ".join(filter(None, (machine(environment), torch and f"torch {torch}", commit, result.get("date"))))
     return f"<h1>{escape(_title(result))}</h1><p>{escape(told)}</p>"
 
 

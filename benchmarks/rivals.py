@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, lying_ready, once, ready, repeated
+from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, lying_ready, most_workers, once, ready, repeated
 from benchmarks.measure import Arm
 from benchmarks.parts import kept
 from loaders import LoaderConfig
@@ -33,10 +33,9 @@ from loaders.sources import ImageFiles, PixelArray, Source
 
 def torchvision_v2(task: Task) -> list[Arm]:
     """torchvision's second generation in a DataLoader, with as many workers as cores."""
-    name = f"torchvision v2, {task.workers} workers, uint8"
-    return [
-        Arm(UINT8, name, lambda: repeated(task, TorchvisionDataset(task), task.workers), ready(task.workers)),
-    ]
+    workers = min(task.workers, most_workers(task, torch.uint8))
+    name = f"torchvision v2, {workers} workers, uint8"
+    return [Arm(UINT8, name, lambda: repeated(task, TorchvisionDataset(task), workers), ready(workers))]
 
 
 class TorchvisionDataset(Dataset[tuple[Tensor, int]]):

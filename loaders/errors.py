@@ -22,12 +22,15 @@ MOST_NAMED = 100
 """Bad images that one message names."""
 
 
+def listed(bad: list[BadImage]) -> str:
+    """A line for each, the last of many for the rest."""
+    more = [f"and {len(bad) - MOST_NAMED} more"] * (len(bad) > MOST_NAMED)
+    return "".join(f"\n  {line}" for line in [*bad[:MOST_NAMED], *more])
+
+
 class BadImageError(InputError):
     """Images that cannot be decoded, under `on_bad_image="raise"` or when they are too many to skip."""
 
     def __init__(self, bad: list[BadImage], total: int, remedy: str) -> None:
-        listed = "".join(f"\n  {image}" for image in bad[:MOST_NAMED])
-        if len(bad) > MOST_NAMED:
-            listed += f"\n  and {len(bad) - MOST_NAMED} more"
-        super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed}\n{remedy}")
+        super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed(bad)}\n{remedy}")
         self.bad = bad

@@ -13,6 +13,7 @@ from torchvision.models import ResNet
 from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.backends.resident import ResidentLoader
 from loaders.console import paced
+from loaders.errors import listed
 from loaders.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
 from train.folder import RunFolder, check_out
@@ -139,8 +140,9 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
             f"{round(recipe.size * 256 / 224)} keeps them sharp"
         )
     if bad := [*train.bad_images, *val.bad_images]:
-        named = "; ".join(map(str, bad[:5])) + ("; ..." if len(bad) > 5 else "")
-        session.reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}): {named}")
+        session.reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}):{listed(bad)}")
+    if options.mode == "feature" and weights == "random":
+        session.reporter.warn("the features of a random backbone tell little: MODE=finetune trains that too")
 
 
 def _device(options: Options, world: World) -> torch.device:
@@ -211,6 +213,6 @@ def _told_views(options: Options) -> str:
 
 def _told(recipe: Recipe) -> str:
     return (
-        f"{recipe.epochs} epochs, batches of {recipe.batch_size}, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, batches of {recipe.batch_size}, "
         f"{recipe.optimizer} {recipe.learning_rate:.2g}, {recipe.schedule.replace('_', ' ')}"
     )

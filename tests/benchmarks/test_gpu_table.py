@@ -149,11 +149,16 @@ def test_profiles_loaders_and_tests_have_their_lines() -> None:
 
 @pytest.mark.parametrize("cpu", [False, True])
 def test_the_machine_is_named_and_a_trial_run_says_that_it_is_one(cpu: bool) -> None:
-    environment = {"gpus": ["H100"], "usable_cores": 16, "processor": "a CPU", "commit": None}
-    check = {"environment": environment | {"versions": {"torch": "2.14"}}, "options": {"data": "cifar10", "cpu": cpu}}
+    environment = {"gpus": ["H100"], "usable_cores": 16, "processor": "a CPU"}
+    sittings = [{"commit": commit} for commit in ("0123456789abcdef", "0123456789abcdef", "abcdef0123456789+", None)]
+    check = {
+        "environment": environment | {"versions": {"torch": "2.14"}},
+        "options": {"data": "cifar10", "cpu": cpu},
+        "parts": sittings,
+    }
     line = machine_line(check)
     assert (line.what, line.figure) == ("machine", "H100, 16 cores of a CPU")
-    assert line.note.startswith("torch 2.14, commit unknown, data cifar10")
+    assert line.note.startswith("torch 2.14, commit 0123456789 and abcdef0123-changed and unknown, data cifar10")
     assert ("no figure means anything" in line.note) is cpu
 
 

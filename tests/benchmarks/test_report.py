@@ -28,7 +28,7 @@ def row(name: str, rate: float, spread: float = 0.0, **more: Any) -> dict[str, A
 
 
 def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    environment = {"commit": "0123456789abcdef+", "processor": "a CPU", "usable_cores": 2, "gpus": []}
+    environment = {"commit": "0123456789abcdef", "processor": "a CPU", "usable_cores": 2, "gpus": []}
     options = {"data": "<b>sample</b>"}
     return {"theme": "loaders", "environment": environment, "options": options, "rows": list(rows), **more}
 
@@ -133,10 +133,11 @@ def test_other_themes_and_nothing_in_common_are_refused() -> None:
 
 
 def test_the_exit_code_tells_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, rate in (("old", 100), ("new", 50)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(result(row("a", rate, 0.01))))
+    for name, rows in (("old", [row("a", 100, 0.01), row("left", 1)]), ("new", [row("a", 50, 0.01)])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(*rows)))
     both = [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
     assert main(["compare", *both]) == 0
+    assert "not in the new one: left\n" in capsys.readouterr().out
     assert main(["compare", *both, "--fail-below", "0.4"]) == 0
     assert main(["compare", *both, "--fail-below", "0.9"]) == 1
     assert main(["compare", *reversed(both), "--fail-below", "0.9"]) == 0
@@ -159,6 +160,8 @@ def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
     assert result_name(of_photos) == "loaders-my-photos-gpu-h100-80gb-hbm3-20261124-0123456789.json"
     of_one_mode = kept | {"theme": "profile", "options": {"data": "sample", "mode": "feature"}}
     assert result_name(of_one_mode) == "profile-feature-sample-cpu-20261124-0123456789.json"
+    of_no_commit = kept | {"environment": kept["environment"] | {"commit": "0123456789abcdef+"}}
+    assert result_name(of_no_commit) == "loaders-sample-cpu-20261124-0123456789-changed.json"
     (tmp_path / "bench.json").write_text(json.dumps(kept))
     assert main(["keep", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results" / result_name(kept)).read_text()) == kept

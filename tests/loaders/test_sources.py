@@ -588,10 +588,11 @@ def test_a_folder_that_must_not_be_read_is_named(
         return scanned(path)
 
     scanned = os.scandir
-    monkeypatch.setattr(os, "scandir", refuse)
     (image_folder / "train" / "1.jpg").touch()
-    with pytest.raises(InputError, match=rf"{image_folder / closed} cannot be read: Permission denied"):
-        open_both(image_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(InputError, match=rf"{image_folder / closed} cannot be read: Permission denied"):
+            open_both(image_folder)
 
 
 def test_train_without_val_is_refused(image_folder: Path) -> None:
