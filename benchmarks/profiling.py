@@ -328,15 +328,15 @@ def trace(work: Workload, batches: Iterator[Batch], steps: int, folder: Path) ->
     plan = schedule(wait=0, warmup=1, active=steps)
     if not cuda:  # else it says as an error that there is no GPU
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with (
-        warnings.catch_warnings(),
-        profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler,
-        recording(Recorder(cuda=cuda, trace=True)),
-    ):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
-        for batch in _waited(batches, 1 + steps):
-            work.step(batch)
-            profiler.step()
+        with (
+            profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler,
+            recording(Recorder(cuda=cuda, trace=True)),
+        ):
+            for batch in _waited(batches, 1 + steps):
+                work.step(batch)
+                profiler.step()
     return file
 
 
