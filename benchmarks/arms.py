@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from loaders.backends.host import AHEAD
 from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.machine import free_on_disk
+from loaders.machine import SHARED_MEMORY, free_on_disk
 from loaders.sources import ImageFiles, PixelArray
 
 UINT8 = "uint8 batches, normalising left to the device"
@@ -30,7 +29,6 @@ CACHED = "; pixels decoded beforehand"
 """Added to the name of a group where others decode in every epoch."""
 KEEPING_PIXELS = frozenset({"resident", "streamed"})
 BASELINE = "baseline: PIL, DataLoader, no workers"
-_SHARED_MEMORY = Path("/dev/shm")
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -119,7 +117,7 @@ def most_workers(task: Task, dtype: torch.dtype) -> int:
     Where it is full a worker dies; containers often have 64 MB of it.
     """
     batch = task.batch_size * 3 * task.size**2 * dtype.itemsize
-    return max(1, free_on_disk(_SHARED_MEMORY) // (ready(1) * batch))
+    return max(1, free_on_disk(SHARED_MEMORY) // (ready(1) * batch))
 
 
 def _pillow_workers(task: Task, workers: int) -> Arm:

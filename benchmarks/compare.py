@@ -49,8 +49,8 @@ def compare(old: Result, new: Result) -> list[Change]:
     """
     if old.get("theme") != new.get("theme"):
         raise InputError(f"a result of {old.get('theme')} is not to be compared with one of {new.get('theme')}")
-    before = {(row.get("group"), row["name"]): row for row in old["rows"]}
-    both = [(before[key], row) for row in new["rows"] if (key := (row.get("group"), row["name"])) in before]
+    before = {_key(row): row for row in old["rows"]}
+    both = [(before[_key(row)], row) for row in new["rows"] if _key(row) in before]
     changes = [
         _change(was, is_now) for was, is_now in both if was.get("images_per_second") and is_now.get("images_per_second")
     ]
@@ -61,8 +61,12 @@ def compare(old: Result, new: Result) -> list[Change]:
 
 def unmatched(old: Result, new: Result) -> list[str]:
     """Names of rows that only the old one has."""
-    names = {(row.get("group"), row["name"]) for row in new["rows"]}
-    return [row["name"] for row in old["rows"] if (row.get("group"), row["name"]) not in names]
+    there = set(map(_key, new["rows"]))
+    return [row["name"] for row in old["rows"] if _key(row) not in there]
+
+
+def _key(row: dict[str, Any]) -> tuple[str | None, str]:
+    return row.get("group"), row["name"]
 
 
 def _change(old: dict[str, Any], new: dict[str, Any]) -> Change:

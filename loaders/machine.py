@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import ThreadpoolController
 
+SHARED_MEMORY = Path("/dev/shm")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIPS = Path("/proc/self/cgroup")
 

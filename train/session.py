@@ -25,7 +25,7 @@ from train.views import FeatureViews
 from train.world import World
 
 _SECONDS_BETWEEN_REMARKS = 0.5
-_SECONDS_BETWEEN_SAVES = 5.0  # which take longer than a GPU does for an epoch on kept features
+_SECONDS_BETWEEN_SAVES = 5.0  # an epoch on kept features may be shorter than saving it
 _STEPS_BETWEEN_QUESTIONS = 10  # to the other processes, for whose answer the host waits
 
 
@@ -58,6 +58,7 @@ class Session:
         self.seconds_before = 0.0  # of earlier sittings of a resumed run
         self.started = time.perf_counter()
         self.best: dict[str, Any] | None = None  # model so far, and of which epoch; where there is a folder
+        self.best_saved: dict[str, Any] | None = None
         self.saved = -float("inf")  # when the run was
 
     def open_folder(self) -> None:
@@ -210,10 +211,17 @@ class Session:
             "identity": self._identity(),
         }
         self.folder.save(LAST, state)
-        if self.best is not None:
-            self.folder.save(BEST, self.best)
+        if self.best is not self.best_saved:
+            self._save_best()
+        if self.rows:
             self.folder.draw_curves(self.rows)
         self.saved = time.perf_counter()
+
+    def _save_best(self) -> None:
+        assert self.folder is not None
+        assert self.best is not None
+        self.folder.save(BEST, self.best)
+        self.best_saved = self.best
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -248,7 +256,7 @@ class Session:
             if self.best is not None and self.best["epoch"] == row["epoch"]:
                 self.best = self.best["before"]
         if self.best is not None:
-            self.folder.save(BEST, self.best)  # a kill may have kept it from that
+            self._save_best()  # a kill may have kept it from that
         self.reporter.say(
             f"resumed after {len(self.rows)} epochs; {len(self.train_loader)} batches of epoch "
             f"{self.train_loader.epoch + 1} are left"

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, distributed
 
 from loaders import InputError
-from loaders.machine import told_bytes
+from loaders.machine import SHARED_MEMORY, told_bytes
 
 _PATIENCE = timedelta(hours=2)
 """For the main process's downloads and index; a process that died is noticed by torchrun at once."""
 
-_SHARED_MEMORY = Path("/dev/shm")
 _SHARED_BYTES = 16 << 20
 """Asked for each GPU: a guess, not measured; containers often come with 64 MB, and NCCL fails where it is full."""
 
@@ -83,7 +82,7 @@ def joined_world(use_cuda: bool) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def require_shared_memory(gpus: int, folder: Path = _SHARED_MEMORY) -> None:
+def require_shared_memory(gpus: int, folder: Path = SHARED_MEMORY) -> None:
     """Raises InputError where there is too little for the GPUs of a machine to talk through."""
     if gpus == 1 or os.environ.get("NCCL_SHM_DISABLE") == "1" or not folder.is_dir():
         return
