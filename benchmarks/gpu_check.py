@@ -21,8 +21,9 @@ import tyro
 from benchmarks import gpu_table
 from benchmarks.gpu_table import Line, Results, machine_line, markdown
 from benchmarks.options import OptionalFloat, OptionalPath, Result, told
-from benchmarks.report import BENCH, written
+from benchmarks.report import BENCH
 from loaders import InputError
+from loaders.files import write_whole
 from loaders.sources.cifar10 import BINARY_FOLDER
 from train.folder import describe_environment
 from train.models import imagenet_file
@@ -317,5 +318,5 @@ def _last_line(log: Path) -> str:
 
 
 def _write(folder: Path, check: Result) -> None:
-    written(folder / CHECK, lambda part: part.write_text(json.dumps(check, indent=1, default=str) + "\n"))
-    written(folder / TABLE, lambda part: part.write_text(markdown([Line(**line) for line in check["table"]])))
+    write_whole(folder / CHECK, lambda part: part.write_text(json.dumps(check, indent=1, default=str) + "\n"))
+    write_whole(folder / TABLE, lambda part: part.write_text(markdown([Line(**line) for line in check["table"]])))

@@ -1,8 +1,6 @@
 """What was measured, for people and for programs."""
 
 import json
-import os
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from benchmarks.options import Result
 from benchmarks.page import page
 from benchmarks.picture import picture
 from loaders import InputError
+from loaders.files import write_whole
 
 BENCH, REPORT, PICTURE = "bench.json", "report.html", "bench.png"
 
@@ -71,17 +70,17 @@ def sentences(result: Result) -> list[str]:
     return said + list(result.get("notes", ()))
 
 
-def write(result: Result, folder: Path) -> Path:
-    """`bench.json` in `folder`, whole or not at all."""
+def write(result: Result, folder: Path) -> None:
+    """`bench.json` in `folder`."""
     text = json.dumps(result, indent=1, default=str) + "\n"
-    return written(folder / BENCH, lambda part: part.write_text(text))
+    write_whole(folder / BENCH, lambda part: part.write_text(text))
 
 
 def draw(result: Result, folder: Path) -> None:
     """`report.html` and `bench.png` in `folder`, from what `bench.json` holds."""
-    written(folder / REPORT, lambda part: part.write_text(page(result)))
+    write_whole(folder / REPORT, lambda part: part.write_text(page(result)))
     if result["rows"]:
-        written(folder / PICTURE, lambda part: picture(result).savefig(part, format="png", dpi=144))
+        write_whole(folder / PICTURE, lambda part: picture(result).savefig(part, format="png", dpi=144))
 
 
 def read(path: Path) -> Result:
@@ -102,20 +101,3 @@ def read(path: Path) -> Result:
     if "theme" not in result or not all(isinstance(row, dict) and "name" in row for row in result["rows"]):
         raise InputError(f"{file} holds no result: it has no theme, or a row no name")
     return result
-
-
-def written(file: Path, write: Callable[[Path], object]) -> Path:
-    """`file`, whole or not at all.
-
-    Raises:
-        InputError: when it cannot be written.
-    """
-    part = file.with_name(f"{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
-    return file

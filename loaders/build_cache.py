@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 
 from loaders.backends.decode import load_pixels
 from loaders.backends.host import antialiased
-from loaders.errors import InputError
+from loaders.errors import InputError, cause
+from loaders.files import replacing
 from loaders.machine import compute_on_one_core, free_on_disk, told_bytes, usable_cores
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
@@ -99,7 +99,7 @@ def build_cache(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             told = _told_space(layout)
         else:
-            told = f"{error.strerror or error}; SATURATE_CACHE names another place"
+            told = f"{cause(error)}; SATURATE_CACHE names another place"
         raise InputError(f"no pixels can be kept in {layout.folder}: {told}") from error
     if built is None:
         raise InputError(f"{layout.folder} was changed while it was built: remove it, and begin anew")
@@ -219,7 +219,7 @@ class _Build:
             try:
                 pixels = self._decoded(index, room)
             except (OSError, ValueError) as error:
-                failed[index] = getattr(error, "strerror", None) or str(error)
+                failed[index] = cause(error)
                 continue
             _write_at(self._file, pixels.data.cast("B"), self._first + int(self.layout.offsets[index]))
         return failed
@@ -244,15 +244,16 @@ class _Build:
         if self.progress is not None:
             self.progress(self.done, len(self.source))
 
-    def _state(self) -> bytes:
+    def _state(self) -> str:
         """How far it has come."""
         state = {"content": self.layout.content, "done": self.done, "images": len(self.source), "gone": self.gone}
-        return json.dumps(state).encode()
+        return json.dumps(state)
 
-    def _save(self, state: bytes) -> None:
+    def _save(self, state: str) -> None:
         """Takes note of it, once what it says is on the disk."""
         os.fdatasync(self._file)
-        _replace(self.layout.folder / _PROGRESS, state)
+        with replacing(self.layout.folder / _PROGRESS, durable=True) as part:
+            part.write_text(state)
 
     def _complete(self) -> None:
         """Gives the files their names, the manifest last."""
@@ -263,11 +264,11 @@ class _Build:
             "labels": source.labels,
         }
         for name, array in arrays.items():
-            content = BytesIO()
-            np.save(content, array)
-            _replace(folder / f"{name}.npy", content.getvalue())
+            with replacing(folder / f"{name}.npy", durable=True) as part, open(part, "wb") as file:
+                np.save(file, array)
         os.replace(self.path, folder / PIXELS)
-        _replace(folder / MANIFEST, json.dumps(manifest_of(source, self.layout, self.gone), indent=1).encode())
+        with replacing(folder / MANIFEST, durable=True) as part:
+            part.write_text(json.dumps(manifest_of(source, self.layout, self.gone), indent=1))
         (folder / _PROGRESS).unlink(missing_ok=True)
 
 
@@ -302,18 +303,3 @@ def _write_at(file: int, data: memoryview, place: int) -> None:
     while data:
         written = os.pwrite(file, data, place)
         data, place = data[written:], place + written
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file that is never seen half-written, not even after a power cut."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

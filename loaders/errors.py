@@ -7,6 +7,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used: a folder, an option, a state. The message is for the user."""
 
 
+def cause(error: BaseException) -> str:
+    """What went wrong, for a message that names the file itself: of an OSError only the system's words."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class BadImage:
     """One image that cannot be decoded."""

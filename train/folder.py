@@ -1,11 +1,10 @@
 """A run's folder: what a run leaves behind, each file written whole or not at all."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from loaders import InputError
+from loaders.errors import cause
+from loaders.files import write_whole
 from loaders.machine import usable_cores
 
 CONFIG, WEIGHTS, LAST, BEST = "config.json", "model.safetensors", "last.pt", "best.pt"
@@ -40,15 +41,17 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"OUT: {path} cannot be made: {error.strerror}") from error
+            raise InputError(f"OUT: {path} cannot be made: {cause(error)}") from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        self._write(name, lambda part: part.write_text(json.dumps(content, indent=2, default=str) + "\n"))
+        """`content`, with what JSON has no word for as text."""
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        write_whole(self.path / name, lambda part: part.write_text(text))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """All epochs so far, a line each."""
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        self._write("metrics.jsonl", lambda part: part.write_text(lines))
+        write_whole(self.path / "metrics.jsonl", lambda part: part.write_text(lines))
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
         """A checkpoint of plain containers and tensors, which `torch.load(weights_only=True)` reads."""
@@ -57,7 +60,7 @@ class RunFolder:
             with part.open("wb") as file:  # given a name, torch says of a full disk "unexpected pos 704 vs 598"
                 torch.save(dict(content), file)
 
-        self._write(name, write)
+        write_whole(self.path / name, write)
 
     def load(self, name: str) -> dict[str, Any]:
         """What `save` has written.
@@ -74,21 +77,11 @@ class RunFolder:
     def save_model(self, state: Mapping[str, Tensor]) -> None:
         """The weights alone, in the order of memory that others expect."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        self._write(WEIGHTS, lambda part: part.write_bytes(safetensors.torch.save(plain)))
+        write_whole(self.path / WEIGHTS, lambda part: part.write_bytes(safetensors.torch.save(plain)))
 
     def draw_curves(self, rows: list[dict[str, Any]]) -> None:
-        self._write("curves.png", lambda part: _curves(rows).savefig(part, format="png", dpi=120))
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        part = self.path / f"{name}.part"
-        try:
-            write(part)
-            os.replace(part, self.path / name)
-        except (OSError, RuntimeError) as error:  # torch.save may hide the former in the latter
-            part.unlink(missing_ok=True)
-            met = error.__context__ if isinstance(error.__context__, OSError) else error
-            told = getattr(met, "strerror", None) or met
-            raise InputError(f"{self.path / name} cannot be written: {told}") from error
+        """Loss and accuracy of all epochs so far, as a picture."""
+        write_whole(self.path / "curves.png", lambda part: _curves(rows).savefig(part, format="png", dpi=120))
 
 
 def check_out(path: Path, *, resume: bool) -> None:

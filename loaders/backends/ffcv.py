@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loaders.backends.host import HostLoader, _Making
 from loaders.backends.kept import KeptLoader
-from loaders.errors import InputError
+from loaders.errors import InputError, cause
 from loaders.loader import NO_LABEL, Batch, LoaderConfig
 from loaders.machine import cache_folder, told_bytes
 from loaders.order import PADDING
@@ -91,7 +91,7 @@ class FFCVLoader(HostLoader, KeptLoader):
         except OSError as error:
             size = told_bytes(self.source.pixel_bytes)
             raise InputError(
-                f"LOADER=ffcv: {self.path} cannot be written ({error.strerror or error}): it may take up to {size}; "
+                f"LOADER=ffcv: {self.path} cannot be written ({cause(error)}): it may take up to {size}; "
                 "SATURATE_CACHE names another folder"
             ) from error
 

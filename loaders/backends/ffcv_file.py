@@ -5,7 +5,6 @@ be decoded) has height and width 0.
 """
 
 import fcntl
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE, DatasetWriter
 from numpy.typing import NDArray
 
 from loaders.errors import InputError
+from loaders.files import replacing
 
 FIELD = "image"
 MOST_PIXELS_PER_SIDE = 65535  # FFCV counts them in 16 bits
@@ -71,7 +71,7 @@ class Beton:
 
 
 def write(path: Path, samples: Iterable[Stored | None], count: int, largest: int) -> None:
-    """Writes `count` samples under a temporary name, then renames; whatever happens, nothing half-written is left.
+    """Writes `count` samples, all of them or none.
 
     FFCV's own writer forks processes, which hang where one of them fails; here it is driven from one thread.
 
@@ -86,14 +86,8 @@ def write(path: Path, samples: Iterable[Stored | None], count: int, largest: int
     if page >= MAX_PAGE_SIZE:
         raise InputError(f"LOADER=ffcv: an image of {largest:,} bytes is too large for FFCV's format")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _writer(part, count, page) as writer:
-            _fill(writer, samples)
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with replacing(path, shared=True) as part, _writer(part, count, page) as writer:
+        _fill(writer, samples)
 
 
 @contextmanager

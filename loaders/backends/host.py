@@ -20,7 +20,7 @@ from torch import Tensor
 from loaders.backends.decode import load_pixels
 from loaders.backends.memory import BatchMemory
 from loaders.device import reference
-from loaders.errors import BadImageError
+from loaders.errors import BadImageError, cause
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
 from loaders.machine import compute_on_one_core, usable_cores
 from loaders.order import PADDING
@@ -177,7 +177,7 @@ class HostLoader(Loader):
         try:
             pixels = load_pixels(self.source.images, index, size=size, at_least=least, rows=box[0] + box[2])
         except (OSError, ValueError) as error:
-            self._report_bad(index, getattr(error, "strerror", None) or str(error))
+            self._report_bad(index, cause(error))
             return None
         if pixels.shape[1] != size[1]:
             box = scale_boxes(plan.box[[place]], np.array([size]), np.array([pixels.shape[:2]]))[0].tolist()

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loaders.backends.decode import load_pixels
+from loaders.errors import cause
 from loaders.loader import Loader, LoaderConfig
 from loaders.plan import Plan
 from loaders.sources.base import Source
@@ -32,6 +33,6 @@ class KeptLoader(Loader):
             pixels = load_pixels(self.source.images, index, size=tuple(self.source.stored_sizes[index].tolist()))
         except (OSError, ValueError) as error:
             self._gone.add(index)
-            self._report_bad(index, getattr(error, "strerror", None) or str(error))
+            self._report_bad(index, cause(error))
             return None
         return pixels

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loaders.files import replacing
 from loaders.machine import cache_folder, usable_cores
 from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.pillow import as_rgb, orientation
@@ -131,16 +132,12 @@ def _load(kept: Path) -> dict[str, Verdict]:
 
 
 def _save(kept: Path, known: dict[str, Verdict]) -> None:
-    """Writes under a temporary name and renames; a cache that cannot be written is done without."""
-    part = kept.with_suffix(f".{os.getpid()}.part")
-    try:
+    """A cache that cannot be written is done without."""
+    with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         body = json.dumps(known)
-        part.write_text(f"{_checksum(body)}\n{body}")
-        os.replace(part, kept)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+        with replacing(kept, shared=True) as part:
+            part.write_text(f"{_checksum(body)}\n{body}")
 
 
 def _checksum(body: str) -> str:

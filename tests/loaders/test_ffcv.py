@@ -171,7 +171,7 @@ def test_an_edit_that_keeps_the_length_is_noticed_and_the_old_file_goes(image_fo
 def test_what_a_killed_process_left_goes(jpegs: Source) -> None:
     path = build(jpegs).path
     path.parent.mkdir(parents=True)
-    path.with_name(f".{path.name}.1234.part").touch()
+    path.with_name(f"{path.name}.1234.part").touch()
     build(jpegs).prepare()
     assert files() == [path.name]
 

@@ -294,17 +294,13 @@ def test_a_build_that_was_killed_goes_on(source: Source, image_folder: Path, dec
 def test_killed_before_its_last_step_nothing_is_decoded_again(
     source: Source, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = building._replace
+    def killed(*_: object) -> None:
+        raise MishapError
 
-    def killed(path: Path, content: bytes) -> None:
-        if path.name == "manifest.json":
-            raise MishapError
-        replace(path, content)
-
-    monkeypatch.setattr(building, "_replace", killed)
-    with pytest.raises(MishapError):
-        kept(source)
-    monkeypatch.setattr(building, "_replace", replace)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "manifest_of", killed)
+        with pytest.raises(MishapError):
+            kept(source)
     assert find_cache(source, SMALL) is None
     require_right(kept(source), source)
     assert len(decoded) == 24
