@@ -1,6 +1,5 @@
 """What the README shows works as it stands there."""
 
-import json
 import re
 from pathlib import Path
 
@@ -48,11 +47,3 @@ def test_every_option_named_exists() -> None:
         "tyro_write_completion",
     }
     assert named <= set(Options.__dataclass_fields__) | measuring
-
-
-def test_every_accuracy_is_the_one_in_the_results() -> None:
-    file = Path(__file__).parent.parent / "benchmarks" / "results" / "train-cpu-20261123.json"
-    measured = [f"{row['summary']['val_top1']:.1%}" for row in json.loads(file.read_text())["rows"]]
-    table = README[README.index("## Measured") : README.index("## How it is built")]
-    shown = [line.split("|")[3].strip().replace(" ", "") for line in table.splitlines() if "`" in line and "%" in line]
-    assert shown == measured

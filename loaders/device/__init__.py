@@ -1,1 +1,2 @@
-"""What is done to batches on the device: the second read, flips, colour, normalisation."""
+"""Plans carried out on the device, a batch at a time: by `reference` in plain torch, with which all are compared, and
+by the fused kernels, from the first read on."""
