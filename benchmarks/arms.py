@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -16,7 +17,7 @@ from torchvision import transforms
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
-from loaders.backends.host import AHEAD
+from loaders.backends.host import batches_ahead
 from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
@@ -47,7 +48,20 @@ class Task:
 
     @property
     def spec(self) -> PlanSpec:
+        """What is done to each image."""
         return PlanSpec(RandomResizedCrop(self.size), horizontal_flip=0.5)
+
+    def config(self, dtype: torch.dtype, *, scaled_decoding: bool = False) -> LoaderConfig:
+        """For a loader of ours, with batches of `dtype`."""
+        return LoaderConfig(
+            spec=self.spec,
+            training=True,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=dtype,
+            workers=self.workers,
+            scaled_decoding=scaled_decoding,
+        )
 
 
 def long_epochs(source: Source, images: int) -> Source:
@@ -65,7 +79,6 @@ def once(source: Source) -> tuple[Source, NDArray[np.int64]]:
 
 def ours(task: Task) -> list[Arm]:
     """Every loader that can be used here, but for the baseline, with uint8 and with finished batches."""
-
     decoding = not isinstance(task.source.images, PixelArray)
 
     def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Arm:
@@ -137,20 +150,11 @@ def lying_ready(name: str, task: Task) -> int:
         return 0
     if name == "streamed" and on_gpu:
         return SLOTS
-    return max(AHEAD, -(-2 * task.workers // task.batch_size))
+    return batches_ahead(task.workers, task.batch_size)
 
 
 def _loader(task: Task, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Loader:
-    config = LoaderConfig(
-        spec=task.spec,
-        training=True,
-        batch_size=task.batch_size,
-        device=task.device,
-        dtype=dtype,
-        workers=task.workers,
-        scaled_decoding=scaled,
-    )
-    return build_loader(task.source, config, loader=name)
+    return build_loader(task.source, task.config(dtype, scaled_decoding=scaled), loader=name)
 
 
 def endless(loader: Loader) -> Batches:
@@ -178,17 +182,17 @@ def _pillow(task: Task, *, finished: bool) -> Dataset[Any]:
     return PillowDataset(task.source, np.arange(len(task.source)), transforms.Compose(staged))
 
 
-def _quiet(loader: DataLoader[Any]) -> Iterator[Any]:
-    """An epoch. That more workers than cores may be slow is known: that is what is tried."""
+@contextmanager
+def _more_workers_than_cores() -> Iterator[None]:
+    """That these may be slow is known, and no warning is needed: it is what is tried."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(loader)
+        yield
 
 
 def repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
     """Batches of a DataLoader, epoch after epoch, on the task's device; its processes stay."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
+    with _more_workers_than_cores():
         loader = DataLoader(
             dataset,
             batch_size=task.batch_size,
@@ -199,5 +203,7 @@ def repeated(task: Task, dataset: Dataset[Any], workers: int) -> Batches:
             pin_memory=task.device.type == "cuda",
         )
     while True:
-        for images, labels in _quiet(loader):
+        with _more_workers_than_cores():
+            epoch = iter(loader)
+        for images, labels in epoch:
             yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)

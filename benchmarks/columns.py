@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from loaders.machine import told_bytes
 
+PASS_MARK = 0.97
+"""Saturation that is to be reached; MLPerf Storage asks for 0.90."""
+
 
 class Column(NamedTuple):
     """One figure of a row."""
@@ -33,10 +36,12 @@ def number(value: float) -> str:
 
 
 def times(value: float) -> str:
+    """1.23 ×."""
     return f"{number(value)} ×"
 
 
 def seconds(value: float) -> str:
+    """12.3 s."""
     return f"{number(value)} s"
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import tyro
 
 from benchmarks.columns import number
-from benchmarks.options import OptionalFloat, Result
+from benchmarks.options import Result
 from benchmarks.report import read
 from loaders import InputError
+from train.options import OptionalFloat
 
 
 @dataclass(frozen=True)

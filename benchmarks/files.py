@@ -8,10 +8,11 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.options import OptionalPath, Result
+from benchmarks.options import Result
 from benchmarks.page import checkout
 from benchmarks.report import draw, read
 from loaders import InputError
+from train.options import OptionalPath
 
 RESULTS = Path(__file__).parent / "results"
 

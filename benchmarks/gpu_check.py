@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from benchmarks import gpu_table
 from benchmarks.gpu_table import Line, Results, machine_line, markdown
-from benchmarks.options import OptionalFloat, OptionalPath, Result, told
+from benchmarks.options import Result, told
 from benchmarks.report import BENCH
 from loaders import InputError
 from loaders.files import write_whole
 from loaders.sources.cifar10 import BINARY_FOLDER
 from train.folder import describe_environment
 from train.models import imagenet_file
+from train.options import OptionalFloat, OptionalPath, OptionalStr
 from train.recipes import Mode
 
 SUMMARY, CHECK, TABLE = "summary.json", "gpu-check.json", "table.md"
@@ -38,8 +38,6 @@ _LEAST_SECONDS = 20.0  # a part that has less left is not begun
 _MOST_SECONDS = 1800.0  # a part that takes longer hangs
 _STAYS = (".pt", ".safetensors")  # checkpoints: gigabytes, of which no figure is made
 _COMPILED = "compiled"
-
-OptionalStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)

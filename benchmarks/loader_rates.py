@@ -3,17 +3,17 @@
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, refusals, tuning
 from benchmarks.measure import Arm, Found, measure, rows
-from benchmarks.options import Keep, OptionalFloat, Result, Windows, opened, require_named, told
+from benchmarks.options import Keep, Result, Windows, opened, require_named, told
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
 from benchmarks.workload import measured_ceiling
 from loaders import InputError, LoaderConfig, build_loader
 from train.console import Reporter
 from train.folder import describe_environment
+from train.options import OptionalFloat, require_positive
 from train.precision import choose_precision
 
 
@@ -29,6 +29,10 @@ class LoaderOptions(Windows):
     """Length of an epoch at least: smaller sets are repeated within it."""
     demand: OptionalFloat = None
     """Images/s a GPU wants, for the cores it needs; what feature extraction reaches here, unless given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "size", "batch_size", "images", "demand")
 
 
 def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> None:
@@ -100,10 +104,10 @@ def cores_needed(row: Result, demand: float) -> float | None:
 def plan_microseconds(task: Task) -> float:
     """What order and plan cost for each image: the median of five epochs."""
     loader = build_loader(task.source, LoaderConfig(spec=task.spec, training=True, batch_size=task.batch_size))
-    costs: list[Any] = []
+    costs = []
     for epoch in range(5):
         loader.set_epoch(epoch)
         began = time.perf_counter()
         images = sum(len(ids) for ids, _ in loader.planned(0))
         costs.append(1e6 * (time.perf_counter() - began) / images)
-    return float(median(costs))
+    return median(costs)

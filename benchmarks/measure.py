@@ -53,6 +53,7 @@ class Window:
 
     @property
     def rate(self) -> float:
+        """Images/s."""
         return self.images / self.seconds
 
 
@@ -166,8 +167,8 @@ def rows(
     return [
         row(arm, found[arm.name])
         | {
-            "times_baseline": _times(found[arm.name], found[baseline]),
-            "times_tuned": None if tuned is None else _times(found[arm.name], found[tuned]),
+            "times_baseline": times_as_fast(found[arm.name], found[baseline]),
+            "times_tuned": None if tuned is None else times_as_fast(found[arm.name], found[tuned]),
         }
         for arm in arms
     ]
@@ -185,7 +186,7 @@ def row(arm: Arm, found: Found) -> dict[str, Any]:
         "images_per_second": middle,
         "low": min(rates),
         "high": max(rates),
-        "noisy": (max(rates) - min(rates)) / middle > NOISY,
+        "noisy": is_noisy(rates, middle),
         "cpu_seconds_per_1000": 1000 * per_image,
         "images_per_core_second": 1 / per_image if per_image else None,
         "memory_bytes": found.memory_bytes,
@@ -195,6 +196,11 @@ def row(arm: Arm, found: Found) -> dict[str, Any]:
     }
 
 
-def _times(ours: Found, theirs: Found) -> float:
-    """How many times as fast, turn by turn."""
+def is_noisy(rates: Sequence[float], middle: float) -> bool:
+    """Whether the rates of a row spread too widely around its own."""
+    return (max(rates) - min(rates)) / middle > NOISY
+
+
+def times_as_fast(ours: Found, theirs: Found) -> float:
+    """How many times as fast, as the median over the turns."""
     return median(a.rate / b.rate for a, b in zip(ours.windows, theirs.windows, strict=True))

@@ -4,18 +4,15 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-import tyro
 
 from loaders import InputError, Source, open_data
 from loaders.machine import usable_cores
 from train.console import Reporter
-
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+from train.device import DeviceName, choose_device
+from train.options import OptionalInt, OptionalPath, require_positive
 
 Result = dict[str, Any]
 """What a benchmark found: theme, environment, options, rows, and what the theme adds; plain values throughout."""
@@ -39,18 +36,18 @@ def require_named(only: str, names: Collection[str]) -> None:
 class Machine:
     """On which machine, and where to."""
 
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: DeviceName = "auto"
     """auto: a GPU where there is one."""
     out: OptionalPath = None
     """Folder for bench.json, report.html and bench.png; runs/THEME-TIME, unless given."""
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+        """What `device` stands for on this machine; raises InputError where it is not there."""
+        return choose_device(self.device)
 
     def folder(self, theme: str) -> Path:
+        """Where the result of a theme goes."""
         return self.out or Path("runs") / f"{theme}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -64,17 +61,19 @@ class Where(Machine):
     """Where named data sets lie, or are put."""
     workers: OptionalInt = None
     """Threads or processes; all usable cores, unless given."""
-    only: str = ""
-    """Only loaders whose name has this in it; the baseline always."""
 
     @property
     def threads(self) -> int:
+        """As many as there may be."""
         return self.workers or usable_cores()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows(Where):
-    """How long is measured."""
+    """Which loaders take turns, and for how long."""
+
+    only: str = ""
+    """Only loaders whose name has this in it; the baseline always."""
 
     windows: int = 5
     """Turns that each arm has."""
@@ -82,17 +81,13 @@ class Windows(Where):
     """Length of a turn, at least."""
 
     def __post_init__(self) -> None:
-        for name in ("windows", "seconds"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name} {getattr(self, name)}: expected more than 0")
+        require_positive(self, "windows", "seconds")
 
 
 def opened(options: Where, reporter: Reporter) -> tuple[Source, Source]:
     """Training and validation images, with a progress bar."""
     with reporter.progress(f"preparing {options.data}") as show:
-        return open_data(
-            options.data, root=options.root.expanduser(), progress=lambda done, total: show(done, total, "")
-        )
+        return open_data(options.data, root=options.root.expanduser(), progress=show)
 
 
 def told(options: Any, **decided: Any) -> dict[str, Any]:

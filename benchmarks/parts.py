@@ -60,9 +60,7 @@ def _by_threads(name: str, task: Task, loader: Callable[[], HostLoader]) -> Arm:
 
 def _config(task: Task) -> LoaderConfig:
     """On the CPU, whatever the device: these parts are the host's."""
-    return LoaderConfig(
-        spec=task.spec, training=True, batch_size=task.batch_size, dtype=torch.uint8, workers=task.workers
-    )
+    return replace(task.config(torch.uint8), device=torch.device("cpu"))
 
 
 class _DecodeOnly(HostLoader):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from benchmarks.columns import number
 from benchmarks.diagnosis import Measured, diagnose
-from benchmarks.measure import NOISY, Arm, Window, cpu_seconds, probed
-from benchmarks.options import Keep, OptionalInt, OptionalPath, Result, Where, told
+from benchmarks.measure import Arm, Window, cpu_seconds, is_noisy, probed
+from benchmarks.options import Keep, Result, Where, told
 from benchmarks.workload import Workload, synchronise, workload
 from loaders import Batch, InputError, available_loaders, build_loader
 from loaders.machine import usable_cores
@@ -32,6 +32,7 @@ from train.clock import EpochClock
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
+from train.options import OptionalInt, OptionalPath, require_positive
 from train.recipes import Mode, RecipeName
 from train.world import joined_world
 
@@ -73,8 +74,7 @@ class ProfileOptions(Where):
     def __post_init__(self) -> None:
         if self.steps < _FEWEST_STEPS:
             raise InputError(f"--steps {self.steps}: expected {_FEWEST_STEPS} or more")
-        if not self.seconds > 0:
-            raise InputError(f"--seconds {self.seconds}: expected more than 0")
+        require_positive(self, "seconds")
 
     def lasting(self, steps: int, share: float, pace: float) -> int:
         """As many steps of `pace` seconds as fit into a share of the time, `steps` at most."""
@@ -208,7 +208,8 @@ def measured_of(seen: Seen, work: Workload, alone: Window) -> Measured:
         total = totals[name]
         return total.device if total.device is not None else total.inline
 
-    inline = {name: own(name) for name in totals if name not in (*_STEP, "wait", "copy" if cuda else "wait")}
+    apart = {*_STEP, "wait"} | ({"copy"} if cuda else set())  # a GPU copies beside everything else
+    inline = {name: own(name) for name in totals if name not in apart}
     if cuda:  # what the host does, the device waits for only where it is in its queue
         inline = {name: spent for name, spent in inline.items() if name in ON_DEVICE}
     waited = [spent for spent in seen.recorder.queue if spent[1]]
@@ -246,23 +247,23 @@ def described(options: ProfileOptions, work: Workload, seen: Seen, alone: Window
     """The result: diagnosis, stages, a timeline, and one row."""
     measured = measured_of(seen, work, alone)
     diagnosis = diagnose(measured)
-    loader, low, high = work.session.train_loader, min(seen.rates), max(seen.rates)
+    loader, per_stage = work.session.train_loader, stage_rows(seen)
     return {
         "theme": "profile",
         "environment": describe_environment(),
         "options": told(options, device=str(work.learner.device), loader=loader.name, size=work.config.spec.size),
         "diagnosis": asdict(diagnosis),
         "measured": asdict(measured) | {"available": sorted(measured.available)},
-        "stages": stage_rows(seen),
+        "stages": per_stage,
         "timeline": timeline(seen),
         "rows": [
             {
                 "group": f"{options.mode}: steps profiled",
                 "name": f"fed by {loader.name}",
                 "images_per_second": measured.rate,
-                "low": low,
-                "high": high,
-                "noisy": (high - low) / measured.rate > NOISY,
+                "low": min(seen.rates),
+                "high": max(seen.rates),
+                "noisy": is_noisy(seen.rates, measured.rate),
                 "times_baseline": None,
                 "data_wait": measured.wait,
                 "cpu_seconds_per_1000": 1000 * seen.cpu_seconds / seen.images,
@@ -271,7 +272,7 @@ def described(options: ProfileOptions, work: Workload, seen: Seen, alone: Window
         ],
         "notes": [
             f"{row['stage']:<10} {number(row['microseconds_per_image']):>8} µs an image  {row['where']}"
-            for row in stage_rows(seen)
+            for row in per_stage
         ]
         + [
             f"{loader.name} alone, without the step: {number(measured.alone)} images/s, "
@@ -290,7 +291,7 @@ def stage_rows(seen: Seen) -> list[dict[str, Any]]:
             for where, spent in kinds.items()
             if spent
         ]
-    order = list(Stage.__args__)  # type: ignore[attr-defined]
+    order = get_args(Stage)
     return sorted(found, key=lambda row: order.index(row["stage"]))
 
 

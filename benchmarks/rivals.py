@@ -7,7 +7,6 @@ missing; `RIVALS` lists them. They draw their own crops and keep none of our pro
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from torchvision.transforms import v2
 from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, lying_ready, most_workers, once, ready, repeated
 from benchmarks.measure import Arm
 from benchmarks.parts import kept
-from loaders import LoaderConfig
+from loaders.backends.dali import DaliLoader
 from loaders.backends.decode import load_pixels
+from loaders.backends.ffcv import FFCVLoader
 from loaders.machine import cache_folder
 from loaders.sources import ImageFiles, PixelArray, Source
 
@@ -74,7 +74,7 @@ _FFCV_READY = 4  # batches: three in a queue, one in the hands of the thread tha
 
 def ffcv(task: Task) -> list[Arm]:
     """FFCV's loader; and its resampling with our plan, whose exact resampling has a row of its own."""
-    if find_spec("ffcv") is None:
+    if FFCVLoader.missing() is not None:
         return []
     found = [
         Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task), _FFCV_READY),
@@ -89,27 +89,16 @@ def ffcv(task: Task) -> list[Arm]:
     return found
 
 
-def _area(task: Task) -> Any:
+def _area(task: Task) -> FFCVLoader:
     """Ours, with FFCV's resampling."""
-    from loaders.backends.ffcv import FFCVLoader
-
-    config = LoaderConfig(
-        spec=task.spec,
-        training=True,
-        batch_size=task.batch_size,
-        device=task.device,
-        dtype=torch.uint8,
-        workers=task.workers,
-    )
-    return FFCVLoader(task.source, config, resampling="area")
+    return FFCVLoader(task.source, task.config(torch.uint8), resampling="area")
 
 
 def _our_beton(task: Task) -> Path:
     """The file that ours reads, with JPEGs as they are in the folder."""
     loader = _area(task)
     loader.prepare()
-    path: Path = loader.path
-    return path
+    return loader.path
 
 
 class _Images:
@@ -186,7 +175,7 @@ _DALI_READY = 4  # batches: two that its CPU part has finished, two that its GPU
 
 def dali(task: Task) -> list[Arm]:
     """DALI's pipeline, driven by its iterator for torch."""
-    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+    if DaliLoader.missing() is not None:
         return []
     return [Arm(UINT8, "DALI, its own way", lambda: _dali(task), _DALI_READY)]
 

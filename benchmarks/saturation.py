@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.arms import KEEPING_PIXELS, Batches, endless, made_ready
 from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
-from benchmarks.measure import Arm, Found, measure, probed, row
-from benchmarks.options import Keep, OptionalInt, Result, Windows, require_named, told
+from benchmarks.measure import Arm, Found, measure, probed, row, times_as_fast
+from benchmarks.options import Keep, Result, Windows, require_named, told
 from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
 from loaders.device import reference
@@ -26,6 +26,7 @@ from loaders.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
+from train.options import OptionalInt
 from train.recipes import Mode, RecipeName
 
 CEILING, END_TO_END, ALONE, AUGMENT = "ceiling", "end to end", "loader alone", "device augmentation alone"
@@ -57,6 +58,7 @@ class SaturationOptions(Windows):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
+        """The modes that are asked for, in the order they are measured in."""
         return ("finetune", "feature") if self.mode == "both" else (self.mode,)
 
 
@@ -278,8 +280,8 @@ def compare_with_baseline(rows: dict[str, dict[str, Any]], fed: list[Fed], found
         one["times_baseline"] = None
     for this in fed:
         for title in ("fed by {}", "{} alone"):
-            pairs = zip(found[title.format(this.name)].windows, found[title.format("baseline")].windows, strict=True)
-            rows[title.format(this.name)]["times_baseline"] = median(a.rate / b.rate for a, b in pairs)
+            name, baseline = title.format(this.name), title.format("baseline")
+            rows[name]["times_baseline"] = times_as_fast(found[name], found[baseline])
 
 
 def _shares(work: Workload, rate: float) -> dict[str, float | None]:

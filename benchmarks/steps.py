@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import ResNet
 
-from benchmarks.measure import Arm, Found, measure, rows
+from benchmarks.measure import Arm, Found, measure, rows, times_as_fast
 from benchmarks.options import Keep, Machine, told
-from loaders import InputError, PlanSpec, RandomResizedCrop
+from loaders import PlanSpec, RandomResizedCrop
 from loaders import plan as plans
 from loaders.device import reference, resample
 from loaders.device.batches import fused_kernels
@@ -23,6 +23,7 @@ from loaders.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture, build_model, folded_backbone, freeze_backbone
+from train.options import require_positive, require_size
 from train.precision import choose_precision
 from train.recipes import Mode
 
@@ -53,6 +54,10 @@ class StepsOptions(Machine):
     """Length of a turn."""
     autotune: bool = False
     """On a GPU, also a rung for which the compiler measures all its choices: that takes it minutes."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size", "windows", "seconds")
+        require_size(self.size)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,6 @@ def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
 def bench_steps(options: StepsOptions, reporter: Reporter, keep: Keep) -> None:
     """All rungs that can be measured here take turns; the others are named with what they lack, their rate null."""
     device = options.torch_device
-    if options.size < 32 or options.batch_size < 1:
-        raise InputError(f"--size {options.size}, --batch-size {options.batch_size}: at least 32 pixels and 1 image")
     torch.backends.cudnn.benchmark = True
     found: list[dict[str, Any]] = []
     for mode in GROUPS if options.mode == "both" else (options.mode,):
@@ -168,7 +171,7 @@ def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: 
     """A row for each rung of one mode."""
     rungs = ladder(mode, autotune=options.autotune)
     arms = {
-        rung.name: Arm(GROUPS[mode], rung.name, lambda rung=rung: stepping(rung, mode, options, device))  # type: ignore[misc]
+        rung.name: Arm(GROUPS[mode], rung.name, partial(stepping, rung, mode, options, device))
         for rung in rungs
         if rung.missing(device) is None
     }
@@ -195,8 +198,7 @@ def _gain(rungs: list[Rung], place: int, found: dict[str, Found]) -> float | Non
     below = [name for name in below if name in found]
     if rung.name not in found or not below:
         return None
-    pairs = zip(found[rung.name].windows, found[below[-1]].windows, strict=True)
-    return median(ours.rate / theirs.rate for ours, theirs in pairs)
+    return times_as_fast(found[rung.name], found[below[-1]])
 
 
 # --- a rung at work ------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.measure import NOISY
-from benchmarks.options import Keep, OptionalInt, Where, opened, told
+from benchmarks.measure import is_noisy
+from benchmarks.options import Keep, Where, opened, told
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader
 from train.console import Reporter
 from train.folder import check_out, describe_environment
 from train.models import Architecture
+from train.options import OptionalInt
 from train.options import Options as TrainOptions
 from train.recipes import Mode, RecipeName
 from train.run import run
@@ -53,6 +54,7 @@ class AccuracyOptions(Where):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
+        """The modes that are asked for, in the order they are run in."""
         return ("feature", "finetune") if self.mode == "both" else (self.mode,)
 
 
@@ -169,7 +171,7 @@ def run_row(ours: dict[int, dict[str, Any]], firsts: dict[int, dict[str, Any]], 
         "images_per_second": mean(rates),
         "low": min(rates),
         "high": max(rates),
-        "noisy": (max(rates) - min(rates)) / mean(rates) > NOISY,
+        "noisy": is_noisy(rates, mean(rates)),
         "times_baseline": median(firsts[seed]["seconds"] / summary["seconds"] for seed, summary in ours.items()),
         "val_top1": mean(accuracies),
         "val_top1_low": min(accuracies),

@@ -6,6 +6,7 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Workload:
         self._finished: list[Batch] | None = None
 
     def step(self, batch: Batch) -> None:
+        """Trains on a batch, as the trainer does."""
         self.learner.step(batch, self._tally)
 
     def loader(self, name: str, images: int) -> Loader:
@@ -80,7 +82,7 @@ class Workload:
 
 
 @contextmanager
-def workload(options: Where, mode: Mode, world: World | None = None, **more: object) -> Iterator[Workload]:
+def workload(options: Where, mode: Mode, world: World | None = None, **more: Any) -> Iterator[Workload]:
     """What `python -m train` would run with these options, from random weights unless said otherwise.
 
     Args:
@@ -95,7 +97,7 @@ def workload(options: Where, mode: Mode, world: World | None = None, **more: obj
             device=options.device,
             workers=options.workers,
             out=Path(folder) / mode,
-            **{"weights": "none", **given},  # type: ignore[arg-type]
+            **{"weights": "none", **given},
         )
         session = prepare(train, world or World(), Reporter(quiet=True), StopRequest())
         with session.train_loader, session.val_loader:

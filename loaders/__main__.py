@@ -74,7 +74,7 @@ def build_caches(options: Cache, console: Console) -> None:
             options.data,
             root=options.root.expanduser(),
             max_pixels=options.max_pixels,
-            progress=lambda done, total: show(done, total, ""),
+            progress=show,
         )
     for source, what in zip(pair, ("to train on", "to validate"), strict=True):
         if not isinstance(source.images, ImageFiles):

@@ -62,7 +62,7 @@ def decide(s: Situation) -> Choice:
         return Choice("streamed", f"{full}; they come from memory, and there is nothing to decode")
     seconds = told_seconds(s.decoded / 3 / PIXELS_PER_CORE / s.cores)
     once = f"decoded once, in about {seconds}, instead of " + (f"{s.epochs} times" if s.epochs else "in every epoch")
-    threads = f"{s.cores} threads decode and resize" if s.cores > 1 else "one thread decodes and resizes"
+    threads = told_threads(s.cores)
     if not s.cached and s.epochs == 1:
         return Choice("torchvision", f"{told}, but each is wanted only once; {threads}")
     if not s.cached and s.decoded <= room:
@@ -74,6 +74,11 @@ def decide(s: Situation) -> Choice:
     if s.kept <= room:
         return Choice("resident", f"{smaller}{copies}; {whence}", from_cache=True)
     return Choice("streamed", f"{smaller}, {whence}; {_disk_pace(s)}")
+
+
+def told_threads(count: int) -> str:
+    """For people: what the threads of the `torchvision` loader do."""
+    return f"{count} threads decode and resize" if count > 1 else "one thread decodes and resizes"
 
 
 def _disk_pace(s: Situation) -> str:

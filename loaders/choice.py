@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from loaders.arithmetic import Choice, Situation, decide
+from loaders.arithmetic import Choice, Situation, decide, told_threads
 from loaders.backends import BACKENDS
 from loaders.backends.host import HostLoader
 from loaders.backends.resident import ResidentLoader
@@ -51,9 +51,8 @@ def choose_loader(
         copies = f"; each of {world_size} ranks keeps {told_bytes(sum(source.pixel_bytes for source in sources))}"
         return Choice(loader, "as asked" + (copies if loader == ResidentLoader.name and world_size > 1 else ""))
     cores = workers or usable_cores()
-    threads = f"{cores} threads decode and resize" if cores > 1 else "one thread decodes and resizes"
     if device.type != "cuda":
-        return Choice(HostLoader.name, f"auto: there is no GPU to keep images on; {threads}")
+        return Choice(HostLoader.name, f"auto: there is no GPU to keep images on; {told_threads(cores)}")
     return decide(_situation(sources, Preprocessing(cache_size, scaled_decoding), device, cores, epochs, world_size))
 
 

@@ -5,14 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from loaders.pace import Pace
 
-Show = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is, and a remark."""
+
+class Show(Protocol):
+    """Called with how much is done, how much there is, and perhaps a remark."""
+
+    def __call__(self, done: int, total: int, remark: str = "") -> None: ...
+
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -26,7 +31,7 @@ def open_console(*, quiet: bool = False) -> Console:
 
 @contextmanager
 def shown_progress(console: Console, title: str) -> Iterator[Show]:
-    """Yields a function to call with (done, total, remark). Nothing is shown before its first call."""
+    """Yields what is to be called as it goes on. Nothing is shown before its first call."""
     if console.is_terminal:
         with _bar(console, title) as show:
             yield show
@@ -48,7 +53,7 @@ def _bar(console: Console, title: str) -> Iterator[Show]:
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: list[TaskID] = []
 
-        def show(done: int, total: int, remark: str) -> None:
+        def show(done: int, total: int, remark: str = "") -> None:
             if not tasks:
                 tasks.append(bar.add_task(title, total=total, remark=remark))
             bar.update(tasks[0], completed=done, total=total, remark=remark)
@@ -60,7 +65,7 @@ def _lines(console: Console, title: str) -> Show:
     """A line every half minute, and none for what takes less."""
     last = time.monotonic()
 
-    def show(done: int, total: int, remark: str) -> None:
+    def show(done: int, total: int, remark: str = "") -> None:
         nonlocal last
         if done < total and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()

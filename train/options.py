@@ -8,12 +8,14 @@ import tyro
 
 from loaders import InputError
 from loaders.sources import MAX_PIXELS
+from train.device import DeviceName
 from train.models import Architecture
 from train.precision import PrecisionName
 from train.recipes import Mode, RecipeName
 
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 
 
@@ -55,7 +57,7 @@ class Options:
     """Of the new head, the order and the augmentation."""
     deterministic: bool = False
     """Deterministic GPU kernels: the same numbers each time, more slowly. A CPU needs no asking."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: DeviceName = "auto"
     """auto: a GPU where there is one."""
     precision: PrecisionName = "auto"
     """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
@@ -77,24 +79,12 @@ class Options:
     """Go on with the interrupted run in the folder given with --out."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "lr",
-            "train_limit",
-            "val_limit",
-            "max_minutes",
-            "max_pixels",
-            "workers",
-            "cache_size",
-            "views",
-        ):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"{_flag(name)} {value}: expected more than 0")
+        require_positive(self, "epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "max_pixels")
+        require_positive(self, "workers", "cache_size", "views")
         if not -(2**63) <= self.seed < 2**64:
             raise InputError(f"--seed {self.seed}: expected a number of 64 bits")
-        if self.size is not None and self.size < 32:
-            raise InputError(f"--size {self.size}: a ResNet needs 32 pixels or more")
+        if self.size is not None:
+            require_size(self.size)
         if self.views is not None:
             self._check_views()
         if self.resume and self.out is None:
@@ -109,8 +99,17 @@ class Options:
             raise InputError("--views: LOADER=baseline draws anew each time, so that no views come again")
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def require_positive(options: object, *names: str) -> None:
+    """Raises InputError where an option that is given is not more than 0."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected more than 0")
+
+
+def require_size(size: int) -> None:
+    """Raises InputError where images of `size` pixels are too small for a ResNet."""
+    if size < 32:
+        raise InputError(f"--size {size}: a ResNet needs 32 pixels or more")
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:

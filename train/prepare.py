@@ -16,13 +16,14 @@ from loaders.console import paced
 from loaders.errors import listed
 from loaders.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
+from train.device import choose_device, device_name
 from train.folder import RunFolder, check_out
 from train.learner import Learner
 from train.models import WeightsUnavailableError, build_model, count_parameters, load_weights
 from train.options import Options
 from train.precision import choose_precision
 from train.recipes import RECIPES, Recipe, Setting
-from train.session import Session, device_name
+from train.session import Session
 from train.stopping import StopRequest
 from train.views import FeatureViews, count_steps, require_memory
 from train.world import World
@@ -34,7 +35,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     Raises:
         InputError: when something the user gave cannot be used; no folder has been made then.
     """
-    device = _device(options, world)
+    device = choose_device(options.device, world.local_rank)
     if out := options.out and options.out.expanduser():
         check_out(out, resume=options.resume)  # before minutes go into preparing
     _make_repeatable(options)
@@ -45,7 +46,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
             options.data,
             root=options.root.expanduser(),
             max_pixels=options.max_pixels,
-            progress=lambda done, total: show(done, total, ""),
+            progress=show,
         )
     train = train.take(options.train_limit or len(train))
     val = val.take(options.val_limit or len(val))
@@ -143,14 +144,6 @@ def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out
         session.reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}):{listed(bad)}")
     if options.mode == "feature" and weights == "random":
         session.reporter.warn("the features of a random backbone tell little: MODE=finetune trains that too")
-
-
-def _device(options: Options, world: World) -> torch.device:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
-    if options.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", world.local_rank)
 
 
 def _compiled(options: Options, device: torch.device, reporter: Reporter) -> bool:

@@ -12,9 +12,10 @@ import torch
 
 from loaders import InputError, Loader
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
-from loaders.machine import usable_cores
+from loaders.plan import ResizeCenterCrop
 from train.clock import EpochClock
 from train.console import Reporter
+from train.device import device_name
 from train.folder import BEST, CONFIG, LAST, RunFolder, describe_environment
 from train.learner import Learner, Score, Tally
 from train.models import count_parameters
@@ -268,6 +269,8 @@ class Session:
     # --- telling --------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
+        evaluated = self.recipe.eval_spec.crop
+        assert isinstance(evaluated, ResizeCenterCrop)  # as `load_classifier` rebuilds it
         return {
             "options": asdict(self.options),
             "recipe": asdict(self.recipe),
@@ -275,7 +278,7 @@ class Session:
                 "architecture": self.options.model,
                 "num_classes": len(self.train_loader.source.classes),
                 "label_names": list(self.train_loader.source.classes),
-                "resize": self.recipe.eval_spec.crop.resize,  # type: ignore[union-attr]
+                "resize": evaluated.resize,
                 "size": self.recipe.size,
                 "mean": IMAGENET_MEAN,
                 "std": IMAGENET_STD,
@@ -351,7 +354,3 @@ def _line(title: str, row: dict[str, Any]) -> str:
         f"  val loss {row['val_loss']:.3f} top-1 {row['val_top1']:.1%}"
         f"  {row['seconds']:.1f} s  {row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}"
     )
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {usable_cores()} cores"

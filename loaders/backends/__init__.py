@@ -12,3 +12,4 @@ BACKENDS: dict[str, type[Loader]] = {
     loader.name: loader
     for loader in (HostLoader, ResidentLoader, StreamedLoader, DaliLoader, FFCVLoader, BaselineLoader)
 }
+"""By name, in the order in which they are listed."""

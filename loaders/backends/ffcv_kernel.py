@@ -7,6 +7,7 @@ is up to a few levels off, and is left to FFCV's own resampling.
 What the kernel is to read comes as arguments. A plan in a closure would be frozen into the compiled code, and
 epoch 2 would see epoch 1's crops; and each loader would be compiled anew.
 """
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 import ctypes
 from typing import Any
@@ -45,7 +46,7 @@ JPEG, RAW = 0, 1
 
 
 @_compiled
-def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, squares):  # type: ignore[no-untyped-def]
+def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, squares):
     """The first read of B samples.
 
     Args:
@@ -83,14 +84,14 @@ def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, 
     return failed
 
 
-def decodes_to(data, pixels):  # type: ignore[no-untyped-def]
+def decodes_to(data, pixels):
     """Whether a JPEG's bytes (uint8) become just these pixels (uint8 `[H, W, 3]`) here."""
     decoded = np.empty(pixels.size, np.uint8)
     return _decodes(data, decoded, *pixels.shape[:2]) and np.array_equal(decoded, pixels.reshape(-1))
 
 
 @_compiled
-def _decodes(data, pixels, height, width):  # type: ignore[no-untyped-def]
+def _decodes(data, pixels, height, width):
     decoder = _new_decoder()
     result = _decoded(decoder, data, pixels, height, width, True)
     _free_decoder(decoder)
@@ -98,7 +99,7 @@ def _decodes(data, pixels, height, width):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _decoded(decoder, data, pixels, height, width, exact):  # type: ignore[no-untyped-def]
+def _decoded(decoder, data, pixels, height, width, exact):
     """Decodes a JPEG to RGB; 0 if it went well."""
     if exact:
         return _decode(decoder, data.ctypes.data, data.size, pixels.ctypes.data, width, 0, height, 0, 0)
@@ -108,7 +109,7 @@ def _decoded(decoder, data, pixels, height, width, exact):  # type: ignore[no-un
 
 
 @_compiled
-def _resample_as_ffcv(image, box, resized, window, flip, square):  # type: ignore[no-untyped-def]
+def _resample_as_ffcv(image, box, resized, window, flip, square):
     """OpenCV's INTER_AREA by FFCV's binding, cut to the window, flipped."""
     y0, y1, x0, x1 = _inside(square, resized, window)
     side = len(square)
@@ -128,7 +129,7 @@ def _resample_as_ffcv(image, box, resized, window, flip, square):  # type: ignor
 
 
 @_compiled
-def _mirror(square):  # type: ignore[no-untyped-def]
+def _mirror(square):
     """Left and right of `[H, W, 3]` change places; value by value, as numba is slow at copying three at a time."""
     side = square.shape[1]
     for y in range(len(square)):
@@ -138,7 +139,7 @@ def _mirror(square):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _inside(square, resized, window):  # type: ignore[no-untyped-def]
+def _inside(square, resized, window):
     """Rows y0 to y1 and columns x0 to x1 of the window that lie in the resized box; the rest is made black."""
     side = len(square)
     y0, y1 = max(0, -window[0]), min(side, resized[0] - window[0])
@@ -149,7 +150,7 @@ def _inside(square, resized, window):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _resample(part, resized, window, flip, square):  # type: ignore[no-untyped-def]
+def _resample(part, resized, window, flip, square):
     """ATen's uint8 resampling of a box, cut to the window, flipped."""
     y0, y1, x0, x1 = _inside(square, resized, window)
     side = len(square)
@@ -174,7 +175,7 @@ def _resample(part, resized, window, flip, square):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def _across(part, resized, x0, x1, mirrored):  # type: ignore[no-untyped-def]
+def _across(part, resized, x0, x1, mirrored):
     """Places `x0` to `x1` of each row of `part` resized to `resized` pixels, rounded: uint8 `[H, (x1 - x0) * 3]`."""
     first, count, weights, precision = _triangles(part.shape[1], resized)
     rows = np.empty((part.shape[0], (x1 - x0) * 3), np.uint8)
@@ -195,7 +196,7 @@ def _across(part, resized, x0, x1, mirrored):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _triangles(length, resized):  # type: ignore[no-untyped-def]
+def _triangles(length, resized):
     """How each of `resized` places is made of `length` pixels: first pixel, number of them, weights, their precision.
 
     The weights are int32 in units of 2 ** -precision. The precision hangs on the largest of all, also of those

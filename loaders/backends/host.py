@@ -42,6 +42,11 @@ MOST_SAMPLES_PER_TASK = 32
 cores, and 64 no faster."""
 
 
+def batches_ahead(workers: int, batch_size: int) -> int:
+    """How many batches are being made while one is consumed."""
+    return max(AHEAD, -(-2 * workers // batch_size))
+
+
 @dataclass(frozen=True)
 class _Making:
     """A batch being made: rows are filled by threads, each row by one."""
@@ -62,7 +67,7 @@ class HostLoader(Loader):
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         super().__init__(source, config)
         self.workers = config.workers or usable_cores()
-        self._ahead = max(AHEAD, -(-2 * self.workers // config.batch_size))
+        self._ahead = batches_ahead(self.workers, config.batch_size)
         self._upload = _Upload(config.device) if config.device.type == "cuda" else None
         self._batches = BatchMemory(most=self._ahead + 2)
         self._squares = BatchMemory(most=self.workers)

@@ -13,6 +13,7 @@ from benchmarks import steps
 from benchmarks.__main__ import main
 from benchmarks.measure import Found, Window
 from benchmarks.steps import Rung, StepsOptions, ladder, stepping
+from tests.conftest import exit_code
 from train.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -126,10 +127,10 @@ def test_the_command_measures_what_it_can_and_says_what_the_rest_needs(
     assert rows["eager, contiguous, fp32"]["times_baseline"] == 1
 
 
-@pytest.mark.parametrize("wrong", [["--size", "16"], ["--batch-size", "0"]])
-def test_impossible_sizes_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["steps", *wrong]) == 2
-    assert capsys.readouterr().err.startswith("error: --size")
+@pytest.mark.parametrize("wrong", [["--size", "16"], ["--batch-size", "0"], ["--windows", "0"], ["--seconds", "-1"]])
+def test_what_makes_no_sense_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, ["steps", *wrong]) == 2
+    assert " ".join(wrong) in capsys.readouterr().err
 
 
 @pytest.mark.needs_cuda
