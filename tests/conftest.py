@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 # Without a GPU, Triton's kernels are interpreted; it decides so when it is imported, its own functions' kind
 # included: hence before our own packages.
@@ -23,6 +28,10 @@ from loaders.backends.streamed import StreamedLoader
 # More threads win nothing on images this small, and where other processes want the cores too, torch's threads
 # wait for each other: small operations then took up to 300 times as long.
 torch.set_num_threads(1)
+
+# The same examples each time: one that fails is a finding of whoever changes the code, not of the next run of CI.
+settings.register_profile("saturate", derandomize=True, deadline=None, database=None, max_examples=60)
+settings.load_profile("saturate")
 
 DATA = Path(os.environ.get("SATURATE_TEST_DATA", "data"))
 
@@ -60,6 +69,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+class TinyResNet(ResNet):
+    """A ResNet in all but its size: 64 features and 70,000 parameters."""
+
+    FEATURES = 64
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 1], classes)
+        self.fc = nn.Linear(self.FEATURES, classes)
+
+    def _make_layer(self, block: type[BasicBlock], planes: int, *rest: int, **named: int) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *rest, **named)
+
+
+@pytest.fixture
+def real_runs() -> None:
+    """For tests that `small_runs` is to leave alone."""
+
+
+@pytest.fixture
+def small_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process train a `TinyResNet` and draw an empty picture.
+
+    A ResNet18 that is trained for two epochs on a few images writes half a gigabyte of checkpoints; and the curves take
+    longer than all else.
+    """
+    if "real_runs" not in request.fixturenames:
+        for module in ("train.prepare", "train.classifier"):
+            monkeypatch.setattr(f"{module}.build_model", lambda _, classes: TinyResNet(classes))
+        monkeypatch.setattr("train.folder._curves", lambda _: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from loaders.sources import ImageFiles
 from loaders.stages import stage
 from train.learner import Learner
 
+pytestmark = pytest.mark.usefixtures("small_runs")
+
 # Two threads decode 1,000 images in 10 s, which takes both cores; the step, 3 s of it, waits for them.
 DECODING = Measured(
     loader="torchvision",
@@ -60,7 +62,6 @@ def test_the_part_that_others_wait_for_limits(changes: dict[str, Any], limit: Li
     diagnosis = diagnose(replace(DECODING, **changes))
     assert diagnosis.limit == limit
     assert diagnosis.expected >= 100
-    assert diagnosis.sentence.count(".") >= 1
     assert diagnosis.sentence.endswith(".")
 
 

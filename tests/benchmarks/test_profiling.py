@@ -17,6 +17,8 @@ from benchmarks.workload import workload
 from loaders import Batch
 from tests.conftest import exit_code
 
+pytestmark = pytest.mark.usefixtures("small_runs")
+
 
 def small(image_folder: Path, out: Path) -> list[str]:
     where = ["--data", str(image_folder), "--root", str(image_folder), "--out", str(out), "--workers", "1"]
@@ -65,6 +67,12 @@ def test_a_profile_on_a_cpu_says_nothing_of_a_gpu_that_is_not_there(image_folder
 def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(main, ["profile", "feature", "--steps", "2"]) == 2
     assert "--steps 2: expected 5 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("theme", [["profile", "feature"], ["train"], ["steps"]])
+def test_an_option_that_a_theme_has_no_use_for_is_refused(theme: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, [*theme, "--only", "torchvision"]) == 2
+    assert "--only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [5, 11, 14, 40])

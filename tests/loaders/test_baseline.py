@@ -1,6 +1,5 @@
 """The baseline is, literally, the ordinary loader: torchvision's data set, transforms and DataLoader."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +71,6 @@ STAGES = {
 }
 
 each_stage = pytest.mark.parametrize(("spec", "stages"), STAGES.values(), ids=STAGES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_per_operation() -> Iterator[None]:
-    """Small tensors on a busy machine: torch's threads would spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def baseline(source: Source, spec: PlanSpec = STAGES["evaluation"][0], **options: object) -> Loader:

@@ -173,7 +173,7 @@ GOOD = {format: encoded(smooth_image(20, 30, 9), format) for format in ("JPEG", 
 BYTES = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400)
 @given(
     format=st.sampled_from(sorted(GOOD)), keep=st.floats(0.01, 1) | st.just(1.0), changes=st.lists(BYTES, max_size=6)
 )
@@ -216,7 +216,6 @@ def test_every_real_photograph_decodes_exactly_as_pillow_decodes_it(photos: Path
 
 
 @pytest.mark.usefixtures("no_pillow")
-@settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 120),
     width=st.integers(1, 60),

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,21 @@ def test_ffcv_itself_reads_the_file() -> None:
 
 
 @pytest.mark.needs_ffcv
-def test_a_file_that_went_bad_leaves_nothing_half_written(jpegs: Source) -> None:
+def test_a_file_that_went_bad_leaves_nothing_half_written(jpegs: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     os.unlink(jpegs.images.describe(20))
-    memory = set(os.listdir("/dev/shm"))
+    made: list[str] = []
+    make = SharedMemory.__init__
+
+    def noted(memory: SharedMemory, *given: Any, **named: Any) -> None:
+        make(memory, *given, **named)
+        made.append(memory.name)
+
+    monkeypatch.setattr(SharedMemory, "__init__", noted)
     with pytest.raises(BadImageError, match="it was good when indexed"):
         build(jpegs).prepare()
     assert files() == []
-    assert set(os.listdir("/dev/shm")) <= memory
+    assert made
+    assert not set(made) & set(os.listdir("/dev/shm"))
 
 
 @pytest.mark.needs_ffcv

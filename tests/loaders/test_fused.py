@@ -65,7 +65,7 @@ def units_apart(found: Tensor, wanted: Tensor) -> Tensor:
     return ((found.double() - wanted.double()).abs() / 2 ** (magnitude - bits)).max()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=2),
     spec=st.sampled_from(sorted(ONE_READ)),
@@ -152,7 +152,7 @@ def test_colour_is_the_references_within_a_hundredth_of_a_level(
     assert not torch.equal(wanted, reference.execute(ragged(SIZES * 2)[2], replace(plan, color=None)))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=2), seed=st.integers(0, 1000))
 def test_coloured_levels_are_one_away_at_most_and_seldom(sizes: list[tuple[int, int]], seed: int) -> None:
     spec = PlanSpec(RandomResizedCrop(16), rotation=20, color_jitter=JITTER, **FLIPS)
@@ -184,15 +184,16 @@ def test_the_resident_loader_gives_the_same_batches_by_them(training: bool, monk
 
 def test_where_kernels_cannot_be_compiled_plain_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    assert resident.fused_kernels(torch.device("cpu")) is None
-    assert resident.fused_kernels(cuda) is fused
-    monkeypatch.setattr(batches, "can_compile", lambda: False)
-    assert resident.fused_kernels(cuda) is None
-    monkeypatch.undo()
+    monkeypatch.setattr(batches, "can_compile", lambda: True)
+    assert batches.fused_kernels(torch.device("cpu")) is None
+    assert batches.fused_kernels(cuda) is fused
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "can_compile", lambda: False)
+        assert batches.fused_kernels(cuda) is None
     monkeypatch.delitem(sys.modules, "loaders.device.fused")
     monkeypatch.delattr("loaders.device.fused")
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert resident.fused_kernels(cuda) is None
+    assert batches.fused_kernels(cuda) is None
 
 
 _COMPILING = """

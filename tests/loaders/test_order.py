@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -12,9 +12,6 @@ from scipy import stats
 from loaders.order import PADDING, batches, count_batches, seeded_subset, shuffled, stratified_split
 
 Last = Literal["drop", "pad"]
-
-settings.register_profile("order", derandomize=True, deadline=None, max_examples=60, database=None)
-examples = settings.get_profile("order")
 
 counts = st.integers(0, 150)
 batch_sizes = st.integers(1, 17)
@@ -38,7 +35,6 @@ def _delivered(ranks: list[NDArray[np.int64]]) -> list[int]:
     return [int(id) for step in zip(*ranks, strict=True) for share in step for id in share if id != PADDING]
 
 
-@examples
 @given(counts, batch_sizes, world_sizes)
 def test_padded_batches_of_all_ranks_hold_every_sample_once_in_order(count: int, batch: int, world: int) -> None:
     ranks = _ranks(count, batch, world, "pad")
@@ -47,14 +43,12 @@ def test_padded_batches_of_all_ranks_hold_every_sample_once_in_order(count: int,
     assert _delivered(ranks) == _sequence(count).tolist()
 
 
-@examples
 @given(counts, batch_sizes, world_sizes)
 def test_padding_fills_less_than_one_global_batch(count: int, batch: int, world: int) -> None:
     ranks = np.stack(_ranks(count, batch, world, "pad"))
     assert (ranks == PADDING).sum() == ranks.size - count < batch * world
 
 
-@examples
 @given(counts, batch_sizes, world_sizes)
 def test_drop_gives_as_many_whole_batches_on_each_rank_as_fit(count: int, batch: int, world: int) -> None:
     ranks = _ranks(count, batch, world, "drop")
@@ -63,7 +57,6 @@ def test_drop_gives_as_many_whole_batches_on_each_rank_as_fit(count: int, batch:
     assert _delivered(ranks) == _sequence(count)[: whole * batch * world].tolist()
 
 
-@examples
 @given(st.data(), counts, batch_sizes, world_sizes, lasts)
 def test_count_batches_agrees_with_batches(data: st.DataObject, count: int, batch: int, world: int, last: Last) -> None:
     start = data.draw(st.integers(0, count))
@@ -71,7 +64,6 @@ def test_count_batches_agrees_with_batches(data: st.DataObject, count: int, batc
     assert counted == len(_ranks(count, batch, world, last, start)[0])
 
 
-@examples
 @given(st.data(), counts, batch_sizes, world_sizes, lasts)
 def test_resuming_reproduces_the_tail_of_every_rank(
     data: st.DataObject, count: int, batch: int, world: int, last: Last
@@ -82,7 +74,6 @@ def test_resuming_reproduces_the_tail_of_every_rank(
     assert [rank[done:].tolist() for rank in whole] == [rank.tolist() for rank in resumed]
 
 
-@examples
 @given(st.data(), counts, batch_sizes, world_sizes, world_sizes, lasts)
 def test_resuming_with_another_world_size_goes_on_in_the_same_order(
     data: st.DataObject, count: int, batch: int, before: int, after: int, last: Last
@@ -117,7 +108,6 @@ def test_an_impossible_share_is_refused(changed: dict[str, int]) -> None:
         batches(np.arange(10), **possible | changed)
 
 
-@examples
 @given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=50), st.integers(-(2**70), 2**70))
 def test_shuffled_is_a_permutation(ids: list[int], seed: int) -> None:
     assert sorted(shuffled(np.array(ids, np.int64), seed=seed, epoch=0)) == sorted(ids)
@@ -154,7 +144,6 @@ def test_the_order_is_the_same_on_every_machine_and_release() -> None:
     assert seeded_subset(1000, 5).tolist() == [234, 488, 544, 934, 973]
 
 
-@examples
 @given(label_lists, st.floats(0.001, 0.999), st.integers(0, 3))
 def test_split_sides_are_sorted_disjoint_and_complete(labels: NDArray[np.int64], share: float, seed: int) -> None:
     train, val = stratified_split(labels, val_share=share, seed=seed)
@@ -163,7 +152,6 @@ def test_split_sides_are_sorted_disjoint_and_complete(labels: NDArray[np.int64],
     assert sorted([*train, *val]) == list(range(len(labels)))
 
 
-@examples
 @given(label_lists, st.floats(0.001, 0.999))
 def test_split_takes_its_share_of_every_class_and_leaves_neither_side_empty(
     labels: NDArray[np.int64], share: float
@@ -196,7 +184,6 @@ def test_split_depends_on_the_seed_and_on_nothing_else() -> None:
     assert splits[0] == splits[1] != splits[2]
 
 
-@examples
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
 def test_subset_has_so_many_distinct_sorted_ids(count: int, limit: int, seed: int) -> None:
     subset = seeded_subset(count, limit, seed=seed)

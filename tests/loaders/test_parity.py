@@ -17,6 +17,7 @@ from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, ResizeCenterCrop,
 from loaders import plan as plans
 from loaders.device import reference
 from loaders.sources import ImageFiles, PixelArray
+from loaders.sources.base import digest
 from tests.conftest import PROMISING
 from tests.loaders.test_reference import FRAME, Read, _locate_checkerboard, _locate_ramp, _places
 
@@ -128,7 +129,7 @@ def as_source(image: Tensor, folder: Path, kind: str) -> Source:
     else:
         Image.fromarray(pixels).save(folder / "image.png")
         images = ImageFiles(folder, *(np.array([fact]) for fact in ("image.png", "PNG", "RGB", np.uint8(1), 0)))
-    fingerprint = f"{kind} {hash(pixels.tobytes())}"
+    fingerprint = digest(kind.encode(), pixels.tobytes())
     return Source("one", ("only",), np.zeros(1, np.int64), np.int32([pixels.shape[:2]]), images, fingerprint)
 
 

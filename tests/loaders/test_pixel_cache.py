@@ -255,8 +255,9 @@ def test_a_build_goes_on_where_it_was_interrupted(
     assert told == [(done, 24) for done in range(12, 26, 2)]
 
 
-SLOW_BUILD = """
+STOPPING_BUILD = """
 import sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from loaders import build_cache as building, open_data
 from loaders.sources.pixel_cache import Preprocessing
@@ -264,31 +265,35 @@ from loaders.sources.pixel_cache import Preprocessing
 building._SECONDS_BETWEEN_SAVES, building._IMAGES_PER_TASK, building._TASKS_PER_WORKER = 0, 1, 2
 decode = building._Build._decoded
 
-def slowly(build, index, room):
-    time.sleep(0.02)
-    print(index, flush=True)
+class OneByOne(ThreadPoolExecutor):
+    def submit(self, *given):
+        task = super().submit(*given)
+        task.exception()  # waits for it
+        return task
+
+def until_the_sixteenth(build, index, room):
+    if index == 15:
+        print("15", flush=True)
+        time.sleep(600)  # it is killed here
     return decode(build, index, room)
 
-building._Build._decoded = slowly
+building.ThreadPoolExecutor, building._Build._decoded = OneByOne, until_the_sixteenth
 source = open_data(sys.argv[1], root=Path("."))[0]
 building.with_kept_pixels(source, Preprocessing(40), report_bad=print, workers=1)
 """
 
 
 def test_a_build_that_was_killed_goes_on(source: Source, image_folder: Path, decoded: list[int]) -> None:
-    command = [sys.executable, "-c", SLOW_BUILD, str(image_folder)]
+    command = [sys.executable, "-c", STOPPING_BUILD, str(image_folder)]
     root = Path(building.__file__).parents[1]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as build:
         assert build.stdout is not None
-        for line in build.stdout:
-            if int(line) == 15:
-                build.send_signal(signal.SIGKILL)
-                break
+        assert build.stdout.readline() == "15\n"
+        build.send_signal(signal.SIGKILL)
     assert build.returncode == -signal.SIGKILL
     assert find_cache(source, SMALL) is None
     require_right(kept(source), source)
-    assert 8 <= len(decoded) < 24  # images 0 to 15 had been begun
-    assert sorted(decoded)[-1] == 23
+    assert sorted(decoded) == list(range(14, 24))  # 13 was counted last
 
 
 def test_killed_before_its_last_step_nothing_is_decoded_again(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -32,9 +32,6 @@ from loaders.plan import (
 
 Boxes = NDArray[np.int64]
 Size = tuple[int, int]
-
-settings.register_profile("plan", derandomize=True, deadline=None, max_examples=60, database=None)
-examples = settings.get_profile("plan")
 
 DRAWS = 12_000  # of torchvision's, which takes up to 70 µs for one; of ours, more
 HONEST = 1e-4  # the least p-value that two samples of one distribution may show here
@@ -178,7 +175,6 @@ def _ranges(low: float, high: float) -> st.SearchStrategy[tuple[float, float]]:
     return st.tuples(st.floats(low, high), st.floats(low, high)).map(lambda pair: (min(pair), max(pair)))
 
 
-@examples
 @given(st.lists(st.tuples(sides, sides), min_size=1, max_size=30), _ranges(1e-6, 2), _ranges(0.01, 100))
 def test_every_box_lies_inside_its_image(
     sizes: list[Size], scale: tuple[float, float], ratio: tuple[float, float]
@@ -196,7 +192,6 @@ def test_every_box_lies_inside_its_image(
 # --- resize + crop against torchvision's -------------------------------------------------------------
 
 
-@examples
 @given(sides, sides, st.integers(1, 512))
 def test_shorter_side_is_resized_to_torchvisions_size(height: int, width: int, resize: int) -> None:
     plan = _draw(PlanSpec(ResizeCenterCrop(resize, 1)), (height, width), count=1)
@@ -205,7 +200,6 @@ def test_shorter_side_is_resized_to_torchvisions_size(height: int, width: int, r
     assert plan.box.tolist() == [[0, 0, height, width]]
 
 
-@examples
 @given(sides, sides, st.integers(1, 512), st.data())
 def test_centre_window_is_where_torchvision_crops(height: int, width: int, resize: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, resize))

@@ -117,12 +117,14 @@ def test_an_evaluation_sees_every_file_once_at_any_world_size(
 def test_a_batch_is_the_receivers_own(build: Build, jpegs: Source) -> None:
     for dtype in (torch.float32, torch.uint8):
         options = {"dtype": dtype, "spec": PlanSpec(RandomResizedCrop(32))}
-        wanted = [Batch(images.clone(), labels) for images, labels in build(jpegs, **options)]
-        kept = []
-        for images, labels in build(jpegs, **options):
-            kept.append(Batch(images.clone(), labels))
+        wanted = [Batch(images.clone(), labels.clone()) for images, labels in build(jpegs, **options)]
+        loader, kept = build(jpegs, **options), []
+        for images, labels in loader:
+            kept.append(Batch(images.clone(), labels.clone()))
             images.zero_()
+            labels.zero_()
         assert same(kept, wanted)
+        assert same(list(loader), wanted)
 
 
 def same(ours: list[Batch], theirs: list[Batch]) -> bool:
@@ -209,13 +211,26 @@ def test_in_an_evaluation_nothing_takes_the_place_of_a_file_gone_bad(
     assert [bad.path for bad in loader.bad_images] == [str(path)]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_gone_bad_is_counted_once_however_many_epochs_meet_it(
+    build: Build, jpegs: Source, training: bool
+) -> None:
+    victim(jpegs, training).unlink()
+    loader = build(jpegs, training=training, on_bad_image="skip")
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        assert len(list(loader)) == 3
+    assert len(loader.bad_images) == 1
+
+
 # --- nothing is left behind ------------------------------------------------------------------------
 
 
 def held() -> tuple[int, int, int]:
-    """Threads (of the system), open files and pieces of shared memory."""
+    """Threads (of the system), open files and pieces of shared memory; of this process, as others test beside it."""
     gc.collect()
-    return tuple(len(os.listdir(folder)) for folder in ("/proc/self/task", "/proc/self/fd", "/dev/shm"))  # type: ignore[return-value]
+    threads, files = (len(os.listdir(f"/proc/self/{folder}")) for folder in ("task", "fd"))
+    return threads, files, Path("/proc/self/maps").read_text().count("/dev/shm/")
 
 
 def comes_back_to(before: tuple[int, int, int]) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -45,7 +45,6 @@ CROPS = {
 SIDES = st.integers(1, 90)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=5),
     crop=st.sampled_from(sorted(CROPS)),

@@ -130,19 +130,21 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path):
 
 
 BUILD = """
-import sys
+import sys, time
 from pathlib import Path
 from loaders.sources.sample import prepare_sample
 
 def progress(done, total):
     print(done, flush=True)
+    if sys.argv[3:]:
+        time.sleep(600)  # it is killed here
 
 print(prepare_sample(Path(sys.argv[1]), train=int(sys.argv[2]), val=10, progress=progress).name)
 """
 
 
-def build(root: Path, train: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD, str(root), str(train)]
+def build(root: Path, train: int, *stopping: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, str(root), str(train), *stopping]
     repository = Path(sample.__file__).parents[2]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(repository)}
@@ -150,9 +152,9 @@ def build(root: Path, train: int) -> subprocess.Popen[str]:
 
 
 def test_a_killed_build_is_not_taken_for_complete(tmp_path: Path):
-    with build(tmp_path, train=60) as process:
+    with build(tmp_path, 60, "after the first image") as process:
         assert process.stdout is not None
-        process.stdout.readline()  # one image is there
+        process.stdout.readline()  # one image is there, and it waits
         process.kill()
     assert [path.suffix for path in tmp_path.iterdir() if path.is_dir()] == [".part"]
     folder = prepare_sample(tmp_path, train=60, val=10)

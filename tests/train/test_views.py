@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from loaders import Loader, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
-from tests.conftest import exit_code
+from tests.conftest import TinyResNet, exit_code
 from tests.train.test_run import arguments, read, rows, without_times
 from train import prepare as preparing
 from train import views
 from train.__main__ import main
 from train.learner import Learner
 from train.views import FeatureViews
+
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 VIEWS = ["--views", "2", "--epochs", "5"]
 
@@ -134,11 +136,11 @@ def test_files_gone_bad_are_replaced_as_elsewhere(
 def test_more_than_the_memory_holds_is_refused_beforehand(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needed = (2 * 24 + 10) * 512 * 4
+    needed = (2 * 24 + 10) * TinyResNet.FEATURES * 4
     monkeypatch.setattr(views, "free_memory", lambda _: needed - 1)
     given = arguments(image_folder, tmp_path / "run", *VIEWS, "--loader", "torchvision", mode="feature")
     assert main(given) == 2
-    assert "--views 2: the features are 119 kB, and cpu has 119 kB free: choose fewer" in capsys.readouterr().err
+    assert "--views 2: the features are 15 kB, and cpu has 15 kB free: choose fewer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(views, "free_memory", lambda _: needed)
     assert main(given) == 0
@@ -171,9 +173,10 @@ def test_features_lie_in_the_compute_dtype(image_folder: Path, tmp_path: Path, m
     monkeypatch.setattr(FeatureViews, "__init__", noted)
     run(image_folder, tmp_path / "run", "--precision", "bf16")
     assert [loader._features.dtype for loader in made] == [torch.bfloat16] * 2
-    assert [tuple(loader._features.shape) for loader in made] == [(2, 24, 512), (1, 10, 512)]
+    assert [tuple(loader._features.shape) for loader in made] == [(2, 24, 64), (1, 10, 64)]
 
 
+@pytest.mark.usefixtures("real_runs")
 def test_two_processes_share_the_computing_and_train_as_one(image_folder: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
     done = subprocess.run(
