@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from benchmarks.arms import Batches, Task, endless, lying_ready
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
 from loaders.backends.decode import load_pixels
-from loaders.backends.host import HostLoader
+from loaders.backends.host import HostLoader, Making
 from loaders.backends.streamed import flat_pixels, gather, stage
 from loaders.build_cache import build_cache, with_kept_pixels
 from loaders.machine import cache_folder
@@ -67,7 +66,7 @@ class _DecodeOnly(HostLoader):
     """The host's loader that leaves the pixels where they are; its batches hold anything. Of a JPEG, no row is
     decoded that lies below the crop."""
 
-    def _read(self, squares: Tensor, batch: Any, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
+    def _read(self, squares: Tensor, batch: Making, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
         for place in places:
             self._load_or_substitute(batch.plan, ids, place)
 

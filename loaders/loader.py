@@ -301,10 +301,13 @@ class Loader(ABC):
         """Moves the window of what stands for no sample beyond the image, where it is black."""
         plan.window[ids == PADDING] = -plan.read_size
 
+    def _known_labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples' labels, of the shape of `ids`; `NO_LABEL` where no sample is."""
+        return np.where(ids == PADDING, NO_LABEL, self.source.labels[self._present(ids)])
+
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
-        """int64 `[B]`, on the device; `NO_LABEL` where no sample is."""
-        known = np.where(ids == PADDING, NO_LABEL, self.source.labels[self._present(ids)])
-        return reference.sent(known, self.config.device)
+        """The same on the device."""
+        return reference.sent(self._known_labels(ids), self.config.device)
 
     def _present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same ids, with any good sample in the place of padding."""

@@ -2,10 +2,9 @@
 
 from collections.abc import Generator, Iterator
 
-import numpy as np
 import torch
 
-from loaders import NO_LABEL, BadImage, Batch, InputError, Loader, LoaderConfig
+from loaders import BadImage, Batch, InputError, Loader, LoaderConfig
 from loaders.device.reference import sent
 from loaders.machine import free_memory, told_bytes
 from loaders.order import PADDING, count_batches
@@ -79,10 +78,9 @@ class FeatureViews(Loader):
         view = self.epoch % self._views
         ids = self.rows(start).copy()
         self._replace_gone(self._gone[view], ids.reshape(-1))
-        labels = np.where(ids == PADDING, NO_LABEL, self.source.labels[np.maximum(ids, 0)])
-        places, told = (sent(array, self.config.device) for array in (np.maximum(ids, 0), labels))
+        places, labels = sent(self._present(ids), self.config.device), self._labels(ids)
         for row in range(len(ids)):
-            yield Batch(self._features[view, places[row]], told[row])
+            yield Batch(self._features[view, places[row]], labels[row])
 
 
 def count_steps(images: Loader, config: LoaderConfig) -> int:

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, _Making
+from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, Making
 from loaders.device import reference
 from loaders.errors import InputError
-from loaders.loader import NO_LABEL, Batch, LoaderConfig
+from loaders.loader import Batch, LoaderConfig
 from loaders.order import PADDING
 from loaders.plan import Plan, RandomResizedCrop
 from loaders.sources.base import ImageFiles, PixelArray, Source
@@ -54,7 +54,7 @@ _BLANK_FILE = np.frombuffer(simplejpeg.encode_jpeg(_BLANK_PIXELS, colorspace="RG
 class _Running:
     """A batch in DALI's hands."""
 
-    making: _Making
+    making: Making
     """Its images are not used: they are DALI's."""
     ids: NDArray[np.int64]
     elsewhere: list[int]
@@ -149,9 +149,9 @@ class DaliLoader(HostLoader):
         if self._cuts:
             inputs |= {"resized": resized.astype(np.float32), "window": window}
         inputs |= {name: stored.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
-        labels = torch.from_numpy(np.where(ids == PADDING, NO_LABEL, self.source.labels[ids]))
+        labels = torch.from_numpy(self._known_labels(ids))
         transposed = np.setdiff1d(np.flatnonzero(self._orientations[ids] >= 5), elsewhere)
-        return _Running(_Making(torch.empty(0), labels, plan, []), ids, elsewhere, transposed, inputs)
+        return _Running(Making(torch.empty(0), labels, plan, []), ids, elsewhere, transposed, inputs)
 
     def _image(self, index: int) -> NDArray[np.uint8] | None:
         """What DALI is given of a sample: a file's bytes, or kept pixels; None where it is given nothing."""
@@ -310,7 +310,7 @@ class DaliLoader(HostLoader):
     def _by_fallback(self, batch: _Running) -> Batch:
         """The whole batch as the `torchvision` loader makes it."""
         plan = batch.making.plan
-        making = _Making(*self._empty_batch(len(batch.ids), plan), plan, [])
+        making = Making(*self._empty_batch(len(batch.ids), plan), plan, [])
         self._fill(making, batch.ids, range(len(batch.ids)))
         self.by_fallback += int((batch.ids != PADDING).sum())
         return self._deliver(making)

@@ -19,12 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.host import HostLoader, _Making
+from loaders.backends.host import HostLoader, Making
 from loaders.backends.kept import KeptLoader
 from loaders.errors import InputError, cause
-from loaders.loader import NO_LABEL, Batch, LoaderConfig
+from loaders.loader import Batch, LoaderConfig
 from loaders.machine import cache_folder, told_bytes
-from loaders.order import PADDING
 from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.index import Progress
 from loaders.stages import stage
@@ -142,7 +141,7 @@ class FFCVLoader(HostLoader, KeptLoader):
         self.prepare()
         yield from super()._produce(start)
 
-    def _read(self, squares: Tensor, batch: _Making, ids: NDArray[np.int64], places: range) -> None:
+    def _read(self, squares: Tensor, batch: Making, ids: NDArray[np.int64], places: range) -> None:
         """Reads some of a batch's samples out of the file into `squares`; sets their labels."""
         assert self._beton is not None
         these = slice(places.start, places.stop)
@@ -167,8 +166,7 @@ class FFCVLoader(HostLoader, KeptLoader):
             raise InputError(f"LOADER=ffcv: {image} cannot be decoded from {self.path}: remove that file")
         if flips:
             batch.plan.flip[these] = False  # done
-        labels = np.where(mine == PADDING, NO_LABEL, self.source.labels[mine])
-        batch.labels[these] = torch.from_numpy(labels)
+        batch.labels[these] = torch.from_numpy(self._known_labels(mine))
 
     def _room(self, wanted: int) -> NDArray[np.uint8]:
         """This thread's memory to decode into; fresh memory would cost as much as a fifth of the decoding."""

@@ -130,6 +130,7 @@ def test_files_leave_the_page_cache(image_folder: Path, kept: bool) -> None:
     assert files_of(numbered(4)) == []
 
 
+@pytest.mark.usefixtures("small_runs")
 def test_the_command_measures_a_mode_against_its_ceiling(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +167,7 @@ def test_the_devices_work_alone_gives_whole_batches() -> None:
         torch.testing.assert_close(images, black[:, None, None].expand(4, 3, 8, 8))
 
 
+@pytest.mark.usefixtures("small_runs")
 def test_steps_beyond_the_runs_own_are_no_error(image_folder: Path) -> None:
     where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
     with workload(where, "feature", size=32, batch_size=4, epochs=1, precision="fp32") as work:
