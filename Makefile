@@ -111,5 +111,5 @@ lint: $(ready_dev)
 	@touch $@
 
 .venv/ready-dev: .venv/ready
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,nvml]'
 	@touch $@

@@ -30,6 +30,8 @@ CACHED = "; pixels decoded beforehand"
 """Added to the name of a group where others decode in every epoch."""
 KEEPING_PIXELS = frozenset({"resident", "streamed"})
 BASELINE = "baseline: PIL, DataLoader, no workers"
+_ALIVE = 3
+"""DataLoaders with the most workers that shared memory has room for at a time: what `tuning` tries comes to less."""
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -109,7 +111,7 @@ def refusals(task: Task) -> dict[str, str]:
 
 
 def ordinary(task: Task, tuned: int) -> list[Arm]:
-    """The loader people have today, without workers and with the number of them that serves best here (`tuned`)."""
+    """The loader people have today, without workers and, last, with as many as serve it best here (`tuned`)."""
     return [
         Arm(FINISHED, BASELINE, lambda: endless(_loader(task, "baseline", torch.float32))),
         Arm(UINT8, "PIL, no workers, uint8", lambda: repeated(task, _pillow(task, finished=False), 0)),
@@ -127,14 +129,14 @@ def tuning(task: Task) -> dict[int, Arm]:
 def most_workers(task: Task, dtype: torch.dtype) -> int:
     """For how many workers of a DataLoader shared memory has room: it is where their batches of `dtype` lie ready.
 
-    Where it is full a worker dies; containers often have 64 MB of it.
+    Where it is full a worker dies; containers often have 64 MB of it, which may not do for one.
     """
     batch = task.batch_size * 3 * task.size**2 * dtype.itemsize
-    return max(1, free_on_disk(SHARED_MEMORY) // (ready(1) * batch))
+    return free_on_disk(SHARED_MEMORY) // (_ALIVE * ready(1) * batch)
 
 
 def _pillow_workers(task: Task, workers: int) -> Arm:
-    name = f"tuned baseline: the same, {workers} worker{'s' * (workers > 1)}"
+    name = f"tuned baseline: the same, {workers} worker{'s' * (workers != 1)}"
     return Arm(FINISHED, name, lambda: repeated(task, _pillow(task, finished=True), workers), ready(workers))
 
 

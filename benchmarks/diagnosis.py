@@ -17,7 +17,7 @@ Limit = Literal["step", "host", "loader", "plan", "read", "decode", "resize", "c
 
 ENOUGH = 0.05
 """Share of the time that the step waits, below which data do not limit it."""
-_BUSY = 0.8  # of the cores, above which more threads do not help
+_BUSY = 0.8  # of the cores, above which more threads do not help; of the host's time, above which it limits
 
 _WORK = {
     "loader": "the loader",
@@ -43,7 +43,7 @@ class Measured:
     step: float
     """Forward, backward and optimizer: on a GPU its own time."""
     launching: float
-    """The host's, for the same."""
+    """The host's, for the same, and for what a GPU does to a batch before it."""
     inline: Mapping[Stage, float]
     """By stage, while the step waited: in the thread that runs it, or by the GPU."""
     threads: Mapping[Stage, float]
@@ -58,6 +58,8 @@ class Measured:
     """Cores it keeps busy then."""
     copying: float = 0.0
     """The copy engine's time, beside everything else."""
+    starved: float = 0.0
+    """Share of the steps at whose beginning a GPU had done all of the one before: it had nothing to do."""
     queue: float | None = None
     """Share of the batches under way that were finished when the step asked for one, 0 to 1; None if not told."""
     available: frozenset[str] = field(default_factory=frozenset)
@@ -110,9 +112,11 @@ def diagnose(measured: Measured) -> Diagnosis:
 
 def find_limit(measured: Measured) -> Limit:
     """Which part the others wait for."""
+    # A GPU that idles between kernels takes as long for a step as the host takes to launch it.
+    if measured.starved > _BUSY and measured.launching > _BUSY * measured.seconds:
+        return "host"
     if measured.wait < ENOUGH:
-        starved = measured.device == "cuda" and measured.launching > 0.95 * measured.seconds > measured.step / 0.8
-        return "host" if starved else "step"
+        return "step"
     if measured.copying > 0.8 * measured.seconds:
         return "copy"
     inline = {name: spent for name, spent in measured.inline.items() if name in _WORK}

@@ -48,8 +48,10 @@ PEAKS: dict[str, Peak] = {
 
 
 def peak_of(device_name: str) -> Peak | None:
-    """None where the GPU is not known."""
+    """None where the GPU is not known, or only a part of it (MIG) is there."""
     padded = f" {device_name} ".replace("-", " ")
+    if " MIG " in padded:
+        return None
     return next((peak for name, peak in PEAKS.items() if f" {name} ".replace("-", " ") in padded), None)
 
 

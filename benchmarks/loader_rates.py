@@ -43,8 +43,10 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     task = Task(long_epochs(train, options.images), options.size, options.batch_size, device, dtype, options.threads)
     others = [*rivals(task), *ours(task), *parts(task)]
     require_named(options.only, [arm.name for arm in [*ordinary(task, 1), *others]])
-    tuned, tried = tune(task, options, reporter)
-    arms = chosen([*ordinary(task, tuned), *others], task, tuned, options.only)
+    workers, tried = tune(task, options, reporter)
+    compared = ordinary(task, workers)
+    tuned = compared[-1].name
+    arms = chosen([*compared, *others], tuned, options.only)
     result: Result = {
         "theme": "loaders",
         "environment": describe_environment(),
@@ -55,7 +57,7 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     }
 
     def told_rows(so_far: dict[str, Found]) -> Result:
-        return {"rows": rows(arms, so_far, baseline=BASELINE, tuned=tuning(task)[tuned].name)}
+        return {"rows": rows(arms, so_far, baseline=BASELINE, tuned=tuned)}
 
     with reporter.progress("measuring") as show:
         found = measure(
@@ -89,10 +91,9 @@ def tune(task: Task, options: LoaderOptions, reporter: Reporter) -> tuple[int, d
     return max(tried, key=tried.__getitem__), tried
 
 
-def chosen(arms: list[Arm], task: Task, tuned: int, only: str) -> list[Arm]:
+def chosen(arms: list[Arm], tuned: str, only: str) -> list[Arm]:
     """The arms asked for, and those that all are compared with."""
-    always = {BASELINE, tuning(task)[tuned].name}
-    return [arm for arm in arms if only in arm.name or arm.name in always]
+    return [arm for arm in arms if only in arm.name or arm.name in (BASELINE, tuned)]
 
 
 def cores_needed(row: Result, demand: float) -> float | None:

@@ -72,10 +72,11 @@ def _quota(group: Path) -> float | None:
 def free_memory(device: torch.device, cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
     """Bytes that can still be had on the device; of a CPU's memory no more than the cgroups allow.
 
-    Files that are kept in memory count as free, as they go where memory is wanted.
+    Files that are kept in memory count as free, as they go where memory is wanted; so does what torch keeps of a GPU's.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for group in _groups("memory", cgroups, memberships):

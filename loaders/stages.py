@@ -64,7 +64,10 @@ class Recorder:
         self.spans: list[Span] = []
         self.queue: list[tuple[int, int]] = []
         """Of each batch when it was asked for: how many batches were finished, of how many under way."""
+        self.idle: list[bool] = []
+        """Of each forward pass but the first, when it was begun: whether the device had done all of the step before."""
         self._events: list[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = []
+        self._stepped: torch.cuda.Event | None = None  # the last optimizer's end
 
     def begin(self, name: Stage) -> None:
         """Enters a stage; to be followed by `end` in the same thread."""
@@ -74,7 +77,10 @@ class Recorder:
             traced.__enter__()
         if self._cuda:
             torch.cuda.nvtx.range_push(name)
-            event = self._mark() if name in ON_DEVICE and threading.get_ident() == self._main else None
+            if name in ON_DEVICE and threading.get_ident() == self._main:
+                if name == "forward" and self._stepped is not None:
+                    self.idle.append(self._stepped.query())
+                event = self._mark()
         self._stack.append(_Open(name, event, traced, time.perf_counter()))
 
     def end(self) -> None:
@@ -86,7 +92,10 @@ class Recorder:
         if self._cuda:
             torch.cuda.nvtx.range_pop()
             if left.event is not None:
-                self._events.append((left.stage, left.event, self._mark()))
+                over = self._mark()
+                self._events.append((left.stage, left.event, over))
+                if left.stage == "optimizer":
+                    self._stepped = over
         if left.traced is not None:
             left.traced.__exit__(None, None, None)
         took = ended - left.began

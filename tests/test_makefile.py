@@ -35,3 +35,7 @@ def test_a_number_of_gpus_that_is_none_is_named(count: str) -> None:
 def test_more_than_one_gpu_starts_torchrun() -> None:
     assert "--nproc-per-node=12 -m train" in told("train", "NGPU=12").stdout
     assert "torch.distributed" not in told("train").stdout
+
+
+def test_a_gpu_check_can_tell_how_the_gpu_was_doing() -> None:
+    assert "nvml" in told("--always-make", ".venv/ready-dev").stdout

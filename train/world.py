@@ -75,7 +75,8 @@ def joined_world(use_cuda: bool) -> Iterator[World]:
             raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
         require_shared_memory(world.local_size)
         torch.cuda.set_device(world.local_rank)
-    distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=_PATIENCE)
+    mine = torch.device("cuda", world.local_rank) if use_cuda else None  # else NCCL guesses it, and says so each time
+    distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=_PATIENCE, device_id=mine)
     try:
         yield world
     finally:

@@ -228,7 +228,8 @@ class Slot:
         """`stream`: the one that copies; None on a CPU."""
         self._stream, self._device = stream, device
         if stream is not None:
-            self._copied, self._read = torch.cuda.Event(), torch.cuda.Event()
+            # Threads that wait for a copy sleep; spinning, they would burn the cores that gather for the next.
+            self._copied, self._read = torch.cuda.Event(blocking=True), torch.cuda.Event()
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
@@ -250,7 +251,8 @@ class Slot:
     def gather(self, flat: NDArray[np.uint8], staged: Staged, rows: slice) -> None:
         """Fills a part of the host's side; in a thread."""
         if self._stream is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._stream.device):  # a new thread's is the first GPU, which may be another rank's
+                self._copied.synchronize()
         gather(flat, staged, rows, self._view)
 
     def send(self, count: int) -> None:

@@ -55,7 +55,10 @@ DECODING = Measured(
         ({"threads": {}, "inline": {}, "queue": None}, "loader"),
         ({"threads": {"augment": 1.0}, "queue": None}, "loader"),  # FFCV's and DALI's own threads tell nothing
         ({"waiting": 0.1, "step": 9.9}, "step"),
-        ({"waiting": 0.1, "step": 4.0, "launching": 9.9}, "host"),
+        ({"waiting": 0.1, "step": 9.9, "launching": 9.9}, "step"),  # the host waits for room in the GPU's queue
+        ({"waiting": 0.1, "step": 9.9, "launching": 9.0, "starved": 1.0}, "host"),
+        ({"waiting": 2.0, "step": 7.0, "launching": 9.0, "starved": 1.0, "inline": {"augment": 2.0}}, "host"),
+        ({"starved": 1.0}, "decode"),
     ],
 )
 def test_the_part_that_others_wait_for_limits(changes: dict[str, Any], limit: Limit) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,12 @@ def test_every_arm_delivers_what_its_group_says(monkeypatch: pytest.MonkeyPatch)
     assert len({arm.name for arm in arms}) == len(arms) >= 8
     assert set(tuning(given)) == {1, 2, 4}
     assert tuning(given)[2].name in {arm.name for arm in arms}
-    monkeypatch.setattr(arming, "free_on_disk", lambda _: 3 * 2 * 8 * 3 * 24 * 24 * 4 + 1)  # of /dev/shm
-    assert set(tuning(given)) == {1, 2, 3}
+    batches_ready = 2 * 8 * 3 * 24 * 24 * 4  # of a worker, in /dev/shm
+    for room, counts in ((10, {1, 2, 3}), (3, {1}), (1, {0})):
+        monkeypatch.setattr(arming, "free_on_disk", lambda _, room=room: room * batches_ready)
+        assert set(tuning(given)) == counts
+        assert sum(tuning(replace(given, workers=64))) <= room  # they are alive together
+    arms += tuning(given).values()
     for arm in arms:
         batches = iter(arm.batches())
         for _ in range(2):

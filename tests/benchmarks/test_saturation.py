@@ -68,6 +68,7 @@ def test_a_known_gpus_peak_is_its_own(device: str, tflops: float) -> None:
 
 def test_an_unknown_gpu_and_a_cpu_give_null() -> None:
     assert peak_of("NVIDIA GeForce MX150") is None
+    assert peak_of("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None  # a seventh of it
     model, images = build_model("resnet18", 10), torch.zeros(2, 3, 32, 32)
     work = work_per_image(model, images, head_only=True)
     none = {"arithmetic_share": None, "memory_share": None}

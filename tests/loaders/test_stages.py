@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data, stages
 from loaders.stages import Recorder, recording, stage
@@ -77,3 +78,31 @@ def test_a_loader_tells_its_stages_and_its_queue(image_folder: Path) -> None:
     assert len([span for span in recorder.spans if span.stage == "read"]) == 24
     assert len(recorder.queue) == 6
     assert all(0 <= done <= under_way for done, under_way in recorder.queue)
+
+
+class Event:
+    """A GPU's, which comes to it when `reached` is set."""
+
+    reached = True
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return self.reached
+
+
+def test_a_gpu_that_is_done_with_a_step_when_the_next_begins_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("range_push", "range_pop"):
+        monkeypatch.setattr(torch.cuda.nvtx, name, lambda *_: None)
+    with recording(Recorder(cuda=True)) as recorder:
+        for reached in (True, False, True, True):
+            monkeypatch.setattr(Event, "reached", reached)
+            for name in ("augment", "forward", "backward", "optimizer"):
+                with stage(name):  # type: ignore[arg-type]
+                    pass
+    assert recorder.idle == [False, True, True]  # before the first there is none

@@ -302,6 +302,8 @@ def test_a_batch_of_more_bytes_than_foreseen_has_room_made_for_it(
 
 
 class FakeStream:
+    device = torch.device("cuda", 1)
+
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
@@ -313,14 +315,14 @@ class FakeEvent:
     names: Iterator[str]
     log: list[str]
 
-    def __init__(self) -> None:
-        self.name = next(FakeEvent.names)
+    def __init__(self, blocking: bool = False) -> None:
+        self.name, self.sleeps = next(FakeEvent.names), blocking
 
     def record(self, stream: FakeStream) -> None:
         self.log.append(f"{stream.name} marks {self.name}")
 
     def synchronize(self) -> None:
-        self.log.append(f"thread waits for {self.name}")
+        self.log.append(f"thread {'sleeps' if self.sleeps else 'spins'} until {self.name}")
 
 
 def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +333,11 @@ def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) ->
 
     @contextmanager
     def within(_: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        log.append(f"thread turns to {device}")
         yield
 
     class OnOneMachine(Slot):
@@ -344,6 +351,7 @@ def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: receiver)
     slot = OnOneMachine(27, torch.device("cuda"), copier)  # type: ignore[arg-type]
     staged = Staged(np.array([0, 9, 18]), np.array([0, 9, 18, 27]), np.ones(3, np.int64), drawn(numbered(3), 3))
@@ -351,13 +359,13 @@ def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) ->
         log.clear()
         flat = np.arange(first, first + 27, dtype=np.uint8)
         slot.gather(flat, staged, slice(0, 3))
-        assert log == ["thread waits for copied"]
+        assert log == ["thread turns to cuda:1", "thread sleeps until copied"]
         slot.send(27)
-        assert log[1:] == ["copier waits for read", "copier marks copied"]
+        assert log[2:] == ["copier waits for read", "copier marks copied"]
         np.testing.assert_array_equal(slot.landed(27).numpy(), flat)
-        assert log[3:] == ["receiver waits for copied"]
+        assert log[4:] == ["receiver waits for copied"]
         slot.done_with()
-        assert log[4:] == ["receiver marks read"]
+        assert log[5:] == ["receiver marks read"]
 
 
 def test_at_least_two_batches_are_under_way_while_one_is_used(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

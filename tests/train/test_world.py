@@ -5,9 +5,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
 
 from loaders import InputError
-from train.world import require_shared_memory
+from train.world import joined_world, require_shared_memory
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -24,3 +26,21 @@ def test_too_little_shared_memory_for_several_gpus_is_said(tmp_path: Path, monke
 
 def test_a_machine_without_shared_memory_is_left_to_nccl(tmp_path: Path) -> None:
     require_shared_memory(8, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("use_cuda", "device"), [(True, torch.device("cuda", 1)), (False, None)])
+def test_each_process_is_bound_to_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, use_cuda: bool, device: torch.device | None
+) -> None:
+    given: dict[str, object] = {}
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("NCCL_SHM_DISABLE", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: given.update(current=index))
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **more: given.update(more, backend=backend))
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    with joined_world(use_cuda) as world:
+        assert (world.rank, world.size) == (1, 2)
+    assert (given["backend"], given["device_id"]) == ("nccl" if use_cuda else "gloo", device)
+    assert given.get("current") == (1 if use_cuda else None)
