@@ -6,9 +6,11 @@ leniency changes which samples a run sees.
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,14 @@ Progress = Callable[[int, int], None]
 MAX_PIXELS = 89_478_485
 """More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
 
-_VERSION = 3
+MOST_OBLONG = 100
+"""How many times as long as wide an image may be: beyond that it is a bad one. Evaluation resizes images as a whole, by
+the shorter side, and one of 1 × 65,535 pixels, which a small PNG can be, would take 13 GB at 256."""
+
+_VERSION = 4
+_FILES_AHEAD = 64  # for each thread, of the one whose verdict is waited for
+_SECONDS_BETWEEN_SAVES = 30.0  # while images are decoded: what a kill may cost
+_SHARE_SAVING = 0.05  # of the time, at most: the index of millions of images takes seconds to write
 
 
 class Verdict(NamedTuple):
@@ -63,6 +72,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
             format, mode, (width, height) = image.format or "", image.mode, image.size
             if width * height > max_pixels:
                 raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (--max-pixels)")
+            if max(width, height) > MOST_OBLONG * min(width, height):
+                raise ValueError(f"of its {width:,} × {height:,} pixels one side is over {MOST_OBLONG} times the other")
             if mode in ("I", "F"):
                 as_rgb(image)
             image.load()
@@ -94,21 +105,15 @@ def index_files(
 ) -> Index:
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
-    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
-    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
+    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`, also while it grows. All
+    usable cores decode what is new, and what was bad: permissions, the disk or another Pillow may have changed that,
+    and no file tells.
     """
     kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
     if unknown := [place for place, key in enumerate(keys) if key not in known]:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            verdicts = pool.map(lambda place: examine(root / paths[place], max_pixels), unknown)
-            for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
-                known[keys[place]] = verdict
-                if progress is not None:
-                    progress(done, len(unknown))
-        if any(not known[keys[place]].reason for place in unknown):
-            _save(kept, {key: known[key] for key in keys if not known[key].reason})
+        _examine_all(root, paths, keys, unknown, known, kept, max_pixels, progress)
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),
@@ -117,6 +122,61 @@ def index_files(
         np.array(orientations, np.uint8),
         {place: reason for place, reason in enumerate(reasons) if reason},
     )
+
+
+def _examine_all(
+    root: Path,
+    paths: Sequence[str],
+    keys: list[str],
+    unknown: list[int],
+    known: dict[str, Verdict],
+    kept: Path,
+    max_pixels: int,
+    progress: Progress | None,
+) -> None:
+    """Adds the verdicts on `unknown` (places in `paths`) to `known`; however it ends, what is good is kept."""
+    saved, pause, news = time.monotonic(), _SECONDS_BETWEEN_SAVES, False
+    try:
+        with closing(_verdicts((root / paths[place] for place in unknown), max_pixels)) as verdicts:
+            for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
+                known[keys[place]] = verdict
+                news = news or not verdict.reason
+                if progress is not None:
+                    progress(done, len(unknown))
+                if news and (began := time.monotonic()) > saved + pause:
+                    _save(kept, _to_keep(root, paths, keys, known))
+                    saved, news = time.monotonic(), False
+                    pause = max(_SECONDS_BETWEEN_SAVES, (saved - began) / _SHARE_SAVING)
+    finally:
+        if news:
+            _save(kept, _to_keep(root, paths, keys, known))
+
+
+def _verdicts(files: Iterable[Path], max_pixels: int) -> Generator[Verdict, None, None]:
+    """Of all files in their order. Few are under way at a time: Ctrl-C waits for these, and memory holds no more."""
+    cores = usable_cores()
+    pool = ThreadPoolExecutor(cores)
+    tasks: deque[Future[Verdict]] = deque()
+    try:
+        for file in files:
+            tasks.append(pool.submit(examine, file, max_pixels))
+            if len(tasks) > cores * _FILES_AHEAD:
+                yield tasks.popleft().result()
+        while tasks:
+            yield tasks.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _to_keep(root: Path, paths: Sequence[str], keys: list[str], known: dict[str, Verdict]) -> dict[str, Verdict]:
+    """What is good of these files, and of others that are still there: another CSV file may list those."""
+    keeping = {key: known[key] for key in keys if key in known and not known[key].reason}
+    listed = set(paths)
+    for key in known.keys() - keeping.keys():
+        path, size, changed = key.rsplit("\0", 2)
+        if path not in listed and file_stat(root, path) == (int(size), int(changed)):
+            keeping[key] = known[key]
+    return keeping
 
 
 def _load(kept: Path) -> dict[str, Verdict]:
@@ -139,6 +199,8 @@ def _save(kept: Path, known: dict[str, Verdict]) -> None:
         part.write_text(f"{_checksum(body)}\n{body}")
         os.replace(part, kept)
     except OSError:
+        pass
+    finally:  # of what failed or was interrupted
         with suppress(OSError):
             part.unlink()
 
@@ -174,7 +236,7 @@ def indexed_source(
         index.sizes,
         ImageFiles(
             root,
-            np.array(paths, np.str_),
+            np.array(paths, np.object_),
             index.formats,
             index.modes,
             index.orientations,
