@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loaders.errors import InputError
+from loaders.errors import InputError, named
 from loaders.sources.base import Source
 from loaders.sources.image_folder import held_out, require_same_classes
 from loaders.sources.index import MAX_PIXELS, Progress, indexed_source
@@ -69,7 +69,7 @@ def _split(file: Path, everything: Source, written: list[str]) -> tuple[Source, 
     splits = np.array([_SPLITS.get(split.lower(), "") for split in written])
     train, val = (everything.select(np.flatnonzero(splits == split)) for split in ("train", "val"))
     if not len(train) or not len(val):
-        found = ", ".join(sorted(set(written)))
+        found = named(sorted(set(written)))
         raise InputError(f"{file}: its split column must have both train and val; it has {found}")
     require_same_classes(
         str(file), *([source.classes[k] for k in set(source.labels.tolist())] for source in (train, val))
