@@ -212,6 +212,7 @@ class Session:
     def _save(self) -> None:
         """All that the run's future depends on, and what people look at. Every process takes part, one writes."""
         score = self.tally.result(self.world)
+        self.saved = time.perf_counter()  # on every process, or those that do not write would always find it due
         if self.folder is None:
             return
         state = {
@@ -228,7 +229,6 @@ class Session:
             self._save_best()
         if self.rows:
             self.folder.draw_curves(self.rows)
-        self.saved = time.perf_counter()
 
     def _save_best(self) -> None:
         assert self.folder is not None
@@ -326,7 +326,7 @@ class Session:
         assert self.folder is not None
         chance = 100 / len(self.train_loader.source.classes)
         self.reporter.say(
-            f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images (chance {chance:.2g} %), "
+            f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images (chance {chance:.2g}%), "
             f"epoch {summary['best_epoch']} of {summary['epochs']}, in {summary['seconds']:.0f} s\n"
             f"{self.folder.path} holds the weights (model.safetensors), curves.png and all figures. To use it:\n"
             f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'

@@ -128,6 +128,27 @@ def test_a_run_killed_amid_an_epoch_goes_on_from_what_it_saved_there(
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
 
 
+def test_who_does_not_write_knows_when_the_run_was_saved(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def alone(self: Session, *_: object) -> None:
+        self.folder = None  # as on every process but the main one
+        for _ in range(2):
+            before = self.saved
+            self._save_amid(1, 1)
+            asked.append(self.saved > before)
+
+    monkeypatch.setattr(Session, "train", alone)
+    monkeypatch.setattr(Session, "conclude", lambda _: {})
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", 0.0)
+    assert main(arguments(image_folder, tmp_path / "first")) == 0
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", 600.0)
+    assert main(arguments(image_folder, tmp_path / "second")) == 0
+    assert asked == [True, True, False, False]
+
+
 @pytest.mark.parametrize("at", [3, 9])
 def test_the_baseline_interrupted_amid_an_epoch_says_what_is_left(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int
