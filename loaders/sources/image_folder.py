@@ -99,7 +99,8 @@ def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in per_class])
     paths = [path for found in per_class for path in found]
     source = indexed_source(name, folder, paths, labels, classes, max_pixels=max_pixels, progress=progress)
-    return replace(source, notes=tuple(_notes(folder, [file for found in files for file in found], beside)))
+    notes = _notes(folder, [file for found in files for file in found], beside)
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def _files(folder: Path) -> Iterator[str]:

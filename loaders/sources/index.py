@@ -61,6 +61,8 @@ class Index:
     orientations: NDArray[np.uint8]
     bad: dict[int, str]
     """Why images cannot be decoded: place → reason."""
+    notes: tuple[str, ...]
+    """What people should know: that it cannot be kept, for one."""
 
 
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
@@ -112,8 +114,9 @@ def index_files(
     kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
+    failed = None
     if unknown := [place for place, key in enumerate(keys) if key not in known]:
-        _examine_all(root, paths, keys, unknown, known, kept, max_pixels, progress)
+        failed = _examine_all(root, paths, keys, unknown, known, kept, max_pixels, progress)
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),
@@ -121,6 +124,7 @@ def index_files(
         np.array(modes, np.str_),
         np.array(orientations, np.uint8),
         {place: reason for place, reason in enumerate(reasons) if reason},
+        (f"{root}: all is decoded again the next time, as {failed}",) if failed else (),
     )
 
 
@@ -133,9 +137,12 @@ def _examine_all(
     kept: Path,
     max_pixels: int,
     progress: Progress | None,
-) -> None:
-    """Adds the verdicts on `unknown` (places in `paths`) to `known`; however it ends, what is good is kept."""
-    saved, pause, news = time.monotonic(), _SECONDS_BETWEEN_SAVES, False
+) -> str | None:
+    """Adds the verdicts on `unknown` (places in `paths`) to `known`; however it ends, what is good is kept.
+
+    Returns why it cannot be.
+    """
+    saved, pause, news, failed = time.monotonic(), _SECONDS_BETWEEN_SAVES, False, None
     try:
         with closing(_verdicts((root / paths[place] for place in unknown), max_pixels)) as verdicts:
             for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
@@ -144,12 +151,13 @@ def _examine_all(
                 if progress is not None:
                     progress(done, len(unknown))
                 if news and (began := time.monotonic()) > saved + pause:
-                    _save(kept, _to_keep(root, paths, keys, known))
+                    failed = _save(kept, _to_keep(root, paths, keys, known))
                     saved, news = time.monotonic(), False
                     pause = max(_SECONDS_BETWEEN_SAVES, (saved - began) / _SHARE_SAVING)
     finally:
         if news:
-            _save(kept, _to_keep(root, paths, keys, known))
+            failed = _save(kept, _to_keep(root, paths, keys, known))
+    return failed
 
 
 def _verdicts(files: Iterable[Path], max_pixels: int) -> Generator[Verdict, None, None]:
@@ -190,19 +198,20 @@ def _load(kept: Path) -> dict[str, Verdict]:
     return {key: Verdict(*facts) for key, facts in json.loads(body).items()}
 
 
-def _save(kept: Path, known: dict[str, Verdict]) -> None:
-    """Writes under a temporary name and renames; a cache that cannot be written is done without."""
+def _save(kept: Path, known: dict[str, Verdict]) -> str | None:
+    """Writes under a temporary name and renames; a cache that cannot be written is done without. Returns why."""
     part = kept.with_suffix(f".{os.getpid()}.part")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         body = json.dumps(known)
         part.write_text(f"{_checksum(body)}\n{body}")
         os.replace(part, kept)
-    except OSError:
-        pass
+    except OSError as error:
+        return f"{kept} cannot be written: {error.strerror}; SATURATE_CACHE names another place"
     finally:  # of what failed or was interrupted
         with suppress(OSError):
             part.unlink()
+    return None
 
 
 def _checksum(body: str) -> str:
@@ -244,4 +253,5 @@ def indexed_source(
         ),
         digest("\n".join(facts).encode("utf-8", "surrogateescape")),
         index.bad,
+        index.notes,
     )

@@ -76,7 +76,7 @@ def _split(file: Path, everything: Source, written: list[str]) -> tuple[Source, 
     )
     others = Counter(split or "(empty)" for split in written if split.lower() not in _SPLITS)
     notes = [f"{file}: left out, being of the split {split}: {count}" for split, count in others.items()]
-    return replace(train, notes=tuple(notes)), val
+    return replace(train, notes=(*train.notes, *notes)), replace(val, notes=())
 
 
 def _rows(file: Path) -> list[_Row]:

@@ -1,6 +1,7 @@
 """Image folders: which images there are, what is known of each, and what is said of folders that make no sense."""
 
 import os
+import re
 import shutil
 import warnings
 from io import BytesIO
@@ -403,6 +404,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
             (cache / "index" / path.name).mkdir(parents=True)
     train, _ = open_both(image_folder)
     np.testing.assert_array_equal(train.sizes, wanted.sizes)
+    assert wanted.notes == ()
+    assert re.search(r"train: all is decoded again .* cannot be written: .*; SATURATE_CACHE names", *train.notes)
 
 
 def test_nothing_but_the_index_is_left_in_the_cache(image_folder: Path) -> None:
