@@ -77,6 +77,8 @@ def build_caches(options: Cache, console: Console) -> None:
             max_pixels=options.max_pixels,
             progress=lambda done, total: show(done, total, ""),
         )
+    for note in dict.fromkeys(note for source in pair for note in source.notes):
+        console.print(note, markup=False)
     require_good(pair, options.on_bad_image)
     for source, what in zip(pair, ("to train on", "to validate"), strict=True):
         if not isinstance(source.images, ImageFiles):

@@ -46,6 +46,12 @@ def test_a_bad_image_is_named_and_can_be_left_out(image_folder: Path, capsys: py
     assert "trees: 23 images to train on, " in out
 
 
+def test_files_that_are_passed_over_are_told(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "train" / "ash" / "notes.txt").write_text("")
+    assert main(["cache", str(image_folder)]) == 0
+    assert "passed over, being no images: 1 × .txt" in capsys.readouterr().out
+
+
 def test_bad_images_of_both_splits_are_named_before_any_is_kept(
     image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

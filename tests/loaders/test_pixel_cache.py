@@ -432,6 +432,15 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
     require_right(kept(source), source)
 
 
+def test_a_file_system_without_locks_is_told(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(building.fcntl, "flock", refuse)
+    with pytest.raises(InputError, match=r"files cannot be locked there \(No locks available\); SATURATE_CACHE"):
+        kept(source)
+
+
 def test_pixels_that_cannot_be_mapped_are_told_and_stay(
     source: Source, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
