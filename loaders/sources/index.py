@@ -21,17 +21,13 @@ from PIL import Image
 
 from loaders.machine import cache_folder, usable_cores
 from loaders.sources.base import ImageFiles, Source, digest
-from loaders.sources.pillow import as_rgb, orientation
+from loaders.sources.pillow import as_rgb, orientation, require_shape
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
 
 MAX_PIXELS = 89_478_485
 """More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
-
-MOST_OBLONG = 100
-"""How many times as long as wide an image may be: beyond that it is a bad one. Evaluation resizes images as a whole, by
-the shorter side, and one of 1 × 65,535 pixels, which a small PNG can be, would take 13 GB at 256."""
 
 _VERSION = 4
 _FILES_AHEAD = 64  # for each thread, of the one whose verdict is waited for
@@ -74,8 +70,7 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
             format, mode, (width, height) = image.format or "", image.mode, image.size
             if width * height > max_pixels:
                 raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (--max-pixels)")
-            if max(width, height) > MOST_OBLONG * min(width, height):
-                raise ValueError(f"of its {width:,} × {height:,} pixels one side is over {MOST_OBLONG} times the other")
+            require_shape(image)
             if mode in ("I", "F"):
                 as_rgb(image)
             image.load()
