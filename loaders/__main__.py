@@ -13,6 +13,7 @@ try:
     from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
     from loaders.backends import BACKENDS
     from loaders.console import open_console, paced, shown_progress
+    from loaders.loader import require_good
     from loaders.machine import told_bytes
     from loaders.sources import ImageFiles
     from loaders.sources.index import MAX_PIXELS
@@ -76,6 +77,9 @@ def build_caches(options: Cache, console: Console) -> None:
             max_pixels=options.max_pixels,
             progress=show,
         )
+    for note in dict.fromkeys(note for source in pair for note in source.notes):
+        console.print(note, markup=False)
+    require_good(pair, options.on_bad_image)
     for source, what in zip(pair, ("to train on", "to validate"), strict=True):
         if not isinstance(source.images, ImageFiles):
             console.print(f"{source.name}: {len(source):,} images {what} are pixels already", markup=False)

@@ -31,19 +31,20 @@ from loaders.sources.index import Progress
 from loaders.sources.pixel_cache import (
     MANIFEST,
     PIXELS,
+    PROGRESS,
     Layout,
     Preprocessing,
     find_cache,
     manifest_of,
     open_cache,
     read_json,
+    root_of,
 )
 
 ReportBad = Callable[[int, str], None]
 """Called with the id of a file that has gone bad since it was indexed, and the reason; may raise."""
 
 _PART = "pixels.npy.part"
-_PROGRESS = "progress.json"
 _LOCK = "lock"
 _SECONDS_BETWEEN_SAVES = 1.0  # of how far it has come: what a kill may cost, and what is left to write at the end
 _IMAGES_PER_TASK = 16
@@ -115,10 +116,12 @@ def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                others = read_json(folder / _PROGRESS)
+                others = read_json(folder / PROGRESS)
                 if progress is not None and others:
                     progress(others["done"], others["images"])
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+            except OSError as error:  # as of some network file systems
+                raise OSError(error.errno, f"files cannot be locked there ({error.strerror})") from error
         yield
 
 
@@ -144,7 +147,7 @@ class _Build:
 
     def _begun(self) -> tuple[int, dict[int, str]] | None:
         """How far an earlier build of the same content has come, and what had gone bad."""
-        kept = read_json(self.layout.folder / _PROGRESS)
+        kept = read_json(self.layout.folder / PROGRESS)
         if kept.get("content") != self.layout.content:
             return None
         if not self.path.is_file():
@@ -155,7 +158,7 @@ class _Build:
 
     def _begin(self) -> tuple[int, dict[int, str]]:
         """Removes what is of another content, and makes an empty file of the right length."""
-        for name in (MANIFEST, _PROGRESS, PIXELS, _PART):
+        for name in (MANIFEST, PROGRESS, PIXELS, _PART):
             (self.layout.folder / name).unlink(missing_ok=True)
         self.path = self.layout.folder / _PART
         with open(self.path, "wb") as file:
@@ -246,13 +249,13 @@ class _Build:
 
     def _state(self) -> str:
         """How far it has come."""
-        state = {"content": self.layout.content, "done": self.done, "images": len(self.source), "gone": self.gone}
-        return json.dumps(state)
+        state = {"content": self.layout.content, "root": root_of(self.source), "images": len(self.source)}
+        return json.dumps(state | {"done": self.done, "gone": self.gone})
 
     def _save(self, state: str) -> None:
         """Takes note of it, once what it says is on the disk."""
         os.fdatasync(self._file)
-        with replacing(self.layout.folder / _PROGRESS, durable=True) as part:
+        with replacing(self.layout.folder / PROGRESS, durable=True) as part:
             part.write_text(state)
 
     def _complete(self) -> None:
@@ -269,7 +272,7 @@ class _Build:
         os.replace(self.path, folder / PIXELS)
         with replacing(folder / MANIFEST, durable=True) as part:
             part.write_text(json.dumps(manifest_of(source, self.layout, self.gone), indent=1))
-        (folder / _PROGRESS).unlink(missing_ok=True)
+        (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.uint8]:

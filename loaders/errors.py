@@ -1,5 +1,6 @@
 """What goes wrong with what a user gave: the message names the thing and the remedy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -24,13 +25,20 @@ class BadImage:
 
 
 MOST_NAMED = 100
-"""Bad images that one message names."""
+"""Bad images, or classes, that one message names."""
 
 
 def listed(bad: list[BadImage]) -> str:
     """A line for each, the last of many for the rest."""
     more = [f"and {len(bad) - MOST_NAMED} more"] * (len(bad) > MOST_NAMED)
     return "".join(f"\n  {line}" for line in [*bad[:MOST_NAMED], *more])
+
+
+def named(names: Iterable[str]) -> str:
+    """The names, of many the first and how many more there are."""
+    every = list(names)
+    more = [f"and {len(every) - MOST_NAMED:,} more"] * (len(every) > MOST_NAMED)
+    return ", ".join([*every[:MOST_NAMED], *more])
 
 
 class BadImageError(InputError):

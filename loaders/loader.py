@@ -1,7 +1,7 @@
 """What all loaders have in common: configuration, epochs, resume points, bad images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -81,6 +81,29 @@ class LoaderConfig:
             raise InputError(f"rank = {self.rank}: expected 0 to world_size - 1 = {self.world_size - 1}")
 
 
+def require_good(sources: Sequence[Source], on_bad_image: Literal["raise", "skip"]) -> None:
+    """Raises BadImageError where bad images may not be skipped; it names those of all sources at once.
+
+    A loader does so for its own source, when the others' loaders may be hours of decoding away.
+    """
+    remedies = [_remedy(len(source.bad), len(source), on_bad_image) for source in sources]
+    refused = [source for source, remedy in zip(sources, remedies, strict=True) if remedy]
+    if remedy := next(filter(None, remedies), None):
+        bad = [source.bad_image(index, reason) for source in refused for index, reason in source.bad.items()]
+        raise BadImageError(bad, sum(map(len, refused)), remedy)
+
+
+def _remedy(bad: int, total: int, on_bad_image: Literal["raise", "skip"]) -> str | None:
+    """What to do about so many bad images; None where they may be skipped."""
+    if not bad:
+        return None
+    if on_bad_image == "raise":
+        return "Repair or remove them, or leave them out by --on-bad-image skip."
+    if bad > max(1, MOST_BAD * total):
+        return f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
+    return None
+
+
 class Loader(ABC):
     """Batches of one source on one device; iterate it once per epoch.
 
@@ -101,6 +124,8 @@ class Loader(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """What it does, in a few words."""
+    resumes_inside_epochs: ClassVar[bool] = True
+    """Whether it can go on from a state that was taken amid an epoch."""
 
     @classmethod
     def missing(cls) -> str | None:
@@ -115,6 +140,7 @@ class Loader(ABC):
         """Samples that the current evaluation had to leave out, as they went bad after they were indexed."""
         self.ids = self._good_ids()
         self._epoch = 0
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the order drawn last, and of which epoch
         self._start = 0  # samples of the epoch that an earlier run has delivered, over all ranks
         self._delivered = 0
         # Weak, so that breaking out of a loop ends the iteration at once, as nobody else holds it then.
@@ -124,7 +150,7 @@ class Loader(ABC):
         if not self._count(0):
             raise InputError(
                 f"{source.name}: {len(self.ids)} images are fewer than one batch of "
-                f"{config.batch_size} × {config.world_size}; choose a smaller batch size"
+                f"{config.batch_size} × {config.world_size}: choose a smaller --batch-size"
             )
 
     def __len__(self) -> int:
@@ -209,7 +235,10 @@ class Loader(ABC):
         """The ids of the current epoch in order, over all ranks."""
         if not self.config.training:
             return self.ids
-        return order.shuffled(self.ids, seed=self.config.seed, epoch=self._epoch)
+        if (drawn := self._shuffled) is None or drawn[0] != self._epoch:
+            drawn = self._epoch, order.shuffled(self.ids, seed=self.config.seed, epoch=self._epoch)
+            self._shuffled = drawn
+        return drawn[1]
 
     @stage("plan")
     def rows(self, start: int) -> NDArray[np.int64]:
@@ -268,8 +297,7 @@ class Loader(ABC):
 
     def _good_ids(self) -> NDArray[np.int64]:
         """All samples but those that Pillow cannot decode."""
-        if self._bad:
-            self._judge_bad_images()
+        self._judge_bad_images()
         return np.setdiff1d(np.arange(len(self.source)), np.array(list(self.source.bad), np.int64))
 
     @property
@@ -281,7 +309,8 @@ class Loader(ABC):
         """Who may take the place of a sample that has gone bad: those that follow it in the epoch's order."""
         sequence = self.sequence()
         here = int(np.flatnonzero(sequence == wanted)[0])
-        yield from np.roll(sequence, -here)[1:].tolist()
+        for place in range(here + 1, here + len(sequence)):  # nearly always the first will do
+            yield int(sequence[place % len(sequence)])
 
     def _replace_gone(self, gone: Collection[int], ids: NDArray[np.int64], plan: Plan | None = None) -> None:
         """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
@@ -319,10 +348,5 @@ class Loader(ABC):
         self._judge_bad_images()
 
     def _judge_bad_images(self) -> None:
-        if self.config.on_bad_image == "raise":
-            remedy = "Repair or remove them, or leave them out by --on-bad-image skip."
-        elif len(self._bad) > max(1, MOST_BAD * len(self.source)):
-            remedy = f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
-        else:
-            return
-        raise BadImageError(self.bad_images, len(self.source), remedy)
+        if remedy := _remedy(len(self._bad), len(self.source), self.config.on_bad_image):
+            raise BadImageError(self.bad_images, len(self.source), remedy)

@@ -78,11 +78,11 @@ def stratified_split(
     if not 0 < val_share < 1:
         raise ValueError(f"val_share = {val_share}: expected a share between 0 and 1")
     ids = shuffled(np.arange(len(labels)), seed=seed, epoch=0, purpose=Purpose.SPLIT)
+    by_class = ids[np.argsort(labels[ids], kind="stable")]
     held_out = []
-    for label in np.unique(labels):
-        members = ids[labels[ids] == label]
+    for members in np.split(by_class, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
         held_out.append(members[: min(max(round(len(members) * val_share), 1), len(members) - 1)])
-    val = np.sort(np.concatenate(held_out)) if held_out else np.empty(0, np.int64)
+    val = np.sort(np.concatenate(held_out))
     return np.setdiff1d(ids, val), val
 
 

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.models import ResNet
 
 from loaders import InputError
-from loaders.sources.pillow import as_rgb
+from loaders.sources.pillow import as_rgb, require_shape
 from train.folder import CONFIG, WEIGHTS
 from train.models import build_model
 
@@ -30,9 +30,11 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image | Path | str) -> dict[str, float]:
-        """Label → probability, the likeliest first."""
+        """Label → probability, the likeliest first. ValueError where the image is far longer than wide."""
         if not isinstance(image, Image.Image):
-            image = Image.open(image)
+            with Image.open(image) as opened:
+                return self(opened)
+        require_shape(image)
         device = next(self.model.parameters()).device
         rgb = Image.fromarray(as_rgb(ImageOps.exif_transpose(image)))  # one turned already says so no more
         logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))

@@ -14,6 +14,7 @@ from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choo
 from loaders.backends.resident import ResidentLoader
 from loaders.console import paced
 from loaders.errors import listed
+from loaders.loader import require_good
 from loaders.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
 from train.device import choose_device, device_name
@@ -50,6 +51,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         )
     train = train.take(options.train_limit or len(train))
     val = val.take(options.val_limit or len(val))
+    require_good([train, val], options.on_bad_image)
     with world.main_first():
         model, weights = _model(options, train, reporter)
     precision = choose_precision(options.precision, device)

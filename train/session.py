@@ -27,6 +27,7 @@ from train.world import World
 
 _SECONDS_BETWEEN_REMARKS = 0.5
 _SECONDS_BETWEEN_SAVES = 5.0  # an epoch on kept features may be shorter than saving it
+_SECONDS_AMID_EPOCH = 600.0  # until it is saved there too: what a kill may cost where epochs take hours
 _STEPS_BETWEEN_QUESTIONS = 10  # to the other processes, for whose answer the host waits
 
 
@@ -115,6 +116,7 @@ class Session:
                 self._heed_signals(done, total)
                 if self._agreed(done, total, self.stop.out_of_time):
                     break
+                self._save_amid(done, total)
         trained = self.tally.result(self.world)
         _require_number("training", trained)
         row = {
@@ -169,11 +171,22 @@ class Session:
         if not self._agreed(done, total, self.stop.signal is not None):
             return
         asked = self.stop.signal or signal.SIGTERM  # that another process received
-        self._save()
+        loader = self.train_loader
+        amid = loader.remaining() > 0 and not loader.resumes_inside_epochs
+        if not amid:
+            self._save()
         if self.folder is not None:
-            how = f"the same options, OUT={self.folder.path} and ARGS=--resume"
-            self.reporter.say(f"\n{asked.name}: saved. To go on: {how}")
+            told = f"LOADER={loader.name} cannot go on inside an epoch, this one is lost" if amid else "saved"
+            if (self.folder.path / LAST).exists():
+                told += f". To go on: the same options, OUT={self.folder.path} and ARGS=--resume"
+            self.reporter.say(f"\n{asked.name}: {told}")
         raise InterruptedRunError(asked)
+
+    def _save_amid(self, done: int, total: int) -> None:
+        """Saves in a long epoch every now and then."""
+        due = time.perf_counter() > max(self.saved, self.started) + _SECONDS_AMID_EPOCH
+        if self.train_loader.resumes_inside_epochs and self._agreed(done, total, due):
+            self._save()
 
     def _keep(self, *, ends: bool) -> None:
         """After each epoch: its row and, if it is the best so far, its model; all else when it `ends`, or is due."""
@@ -200,6 +213,7 @@ class Session:
     def _save(self) -> None:
         """All that the run's future depends on, and what people look at. Every process takes part, one writes."""
         score = self.tally.result(self.world)
+        self.saved = time.perf_counter()  # on every process, or those that do not write would always find it due
         if self.folder is None:
             return
         state = {
@@ -216,7 +230,6 @@ class Session:
             self._save_best()
         if self.rows:
             self.folder.draw_curves(self.rows)
-        self.saved = time.perf_counter()
 
     def _save_best(self) -> None:
         assert self.folder is not None
@@ -314,9 +327,9 @@ class Session:
 
     def _tell(self, summary: dict[str, Any]) -> None:
         assert self.folder is not None
-        chance = 1 / len(self.train_loader.source.classes)
+        chance = 100 / len(self.train_loader.source.classes)
         self.reporter.say(
-            f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images (chance {chance:.0%}), "
+            f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images (chance {chance:.2g}%), "
             f"epoch {summary['best_epoch']} of {summary['epochs']}, in {summary['seconds']:.0f} s\n"
             f"{self.folder.path} holds the weights (model.safetensors), curves.png and all figures. To use it:\n"
             f'    from train import load_classifier\n    classify = load_classifier("{self.folder.path}")\n'

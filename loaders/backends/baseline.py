@@ -25,6 +25,7 @@ class BaselineLoader(Loader):
 
     name: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "the ordinary loader (PIL, DataLoader without workers), to compare with"
+    resumes_inside_epochs: ClassVar[bool] = False
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         if config.world_size > 1:
@@ -47,7 +48,7 @@ class BaselineLoader(Loader):
         if state["delivered"] and self._count(state["delivered"]):
             raise InputError(
                 f"LOADER=baseline cannot go on inside an epoch (after {state['delivered']} of {len(self.ids)} "
-                "samples): its order is not kept anywhere. Resume with another loader."
+                "samples): its order is not kept anywhere. Begin anew."
             )
         super().load_state_dict(state)
 

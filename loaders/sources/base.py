@@ -37,8 +37,9 @@ class ImageFiles:
     """Encoded images on disk, with what the index knows of each."""
 
     root: Path
-    paths: NDArray[np.str_]
-    """`[N]`, relative to `root`, with forward slashes."""
+    paths: NDArray[np.object_]
+    """`[N]`, each a `str`: relative to `root`, with forward slashes. In an array of text, one very long name would
+    make all take its length."""
     formats: NDArray[np.str_]
     """`[N]`, Pillow's name: "JPEG", "PNG", ...; empty where unreadable."""
     modes: NDArray[np.str_]

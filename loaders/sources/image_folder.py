@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from loaders.errors import InputError
+from loaders.errors import InputError, named
 from loaders.order import stratified_split
 from loaders.sources.base import Source
 from loaders.sources.index import MAX_PIXELS, Progress, indexed_source
@@ -56,10 +56,11 @@ def require_same_classes(where: str, in_train: Iterable[str], in_val: Iterable[s
     """Raises InputError that names the classes which only one of the two has."""
     train, val = set(in_train), set(in_val)
     if train != val:
-        raise InputError(
-            f"{where}: the classes of train and val differ: "
-            f"only in train: {sorted(train - val)}, only in val: {sorted(val - train)}"
+        told = ", ".join(
+            f"only in {split}: [{named(map(repr, sorted(only)))}]"
+            for split, only in (("train", train - val), ("val", val - train))
         )
+        raise InputError(f"{where}: the classes of train and val differ: {told}")
 
 
 def _folders(folder: Path) -> list[str]:
@@ -94,11 +95,12 @@ def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -
         found = f"only one, {classes[0]}" if classes else "none"
         raise InputError(f"{folder}: expected a folder of images per class, two classes or more, but found {found}")
     if empty := [c for c, found in zip(classes, per_class, strict=True) if not found]:
-        raise InputError(f"{folder}: no images in the class folder(s) {', '.join(empty)} ({' '.join(EXTENSIONS)})")
+        raise InputError(f"{folder}: no images in the class folder(s) {named(empty)} ({' '.join(EXTENSIONS)})")
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in per_class])
     paths = [path for found in per_class for path in found]
     source = indexed_source(name, folder, paths, labels, classes, max_pixels=max_pixels, progress=progress)
-    return replace(source, notes=tuple(_notes(folder, [file for found in files for file in found], beside)))
+    notes = _notes(folder, [file for found in files for file in found], beside)
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def _files(folder: Path) -> Iterator[str]:

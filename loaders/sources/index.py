@@ -6,9 +6,11 @@ leniency changes which samples a run sees.
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loaders.errors import cause
 from loaders.files import replacing
 from loaders.machine import cache_folder, usable_cores
 from loaders.sources.base import ImageFiles, Source, digest
-from loaders.sources.pillow import as_rgb, orientation
+from loaders.sources.pillow import as_rgb, orientation, require_shape
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
@@ -28,7 +31,10 @@ Progress = Callable[[int, int], None]
 MAX_PIXELS = 89_478_485
 """More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
 
-_VERSION = 3
+_VERSION = 4
+_FILES_AHEAD = 64  # for each thread, of the one whose verdict is waited for
+_SECONDS_BETWEEN_SAVES = 30.0  # while images are decoded: what a kill may cost
+_SHARE_SAVING = 0.05  # of the time, at most: the index of millions of images takes seconds to write
 
 
 class Verdict(NamedTuple):
@@ -53,6 +59,8 @@ class Index:
     orientations: NDArray[np.uint8]
     bad: dict[int, str]
     """Why images cannot be decoded: place → reason."""
+    notes: tuple[str, ...]
+    """What people should know: that it cannot be kept, for one."""
 
 
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
@@ -64,6 +72,7 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
             format, mode, (width, height) = image.format or "", image.mode, image.size
             if width * height > max_pixels:
                 raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (--max-pixels)")
+            require_shape(image)
             if mode in ("I", "F"):
                 as_rgb(image)
             image.load()
@@ -95,21 +104,15 @@ def index_files(
 ) -> Index:
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
-    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`. All usable cores decode
-    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
+    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`, also while it grows. All
+    usable cores decode what is new, and what was bad: permissions, the disk or another Pillow may have changed that,
+    and no file tells.
     """
     kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
     known = _load(kept)
-    if unknown := [place for place, key in enumerate(keys) if key not in known]:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            verdicts = pool.map(lambda place: examine(root / paths[place], max_pixels), unknown)
-            for done, (place, verdict) in enumerate(zip(unknown, verdicts, strict=True), 1):
-                known[keys[place]] = verdict
-                if progress is not None:
-                    progress(done, len(unknown))
-        if any(not known[keys[place]].reason for place in unknown):
-            _save(kept, {key: known[key] for key in keys if not known[key].reason})
+    new = {key: root / path for key, path in zip(keys, paths, strict=True) if key not in known}
+    failed = _learn(new, known, lambda: _save(kept, _to_keep(root, paths, keys, known)), max_pixels, progress)
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),
@@ -117,7 +120,64 @@ def index_files(
         np.array(modes, np.str_),
         np.array(orientations, np.uint8),
         {place: reason for place, reason in enumerate(reasons) if reason},
+        (f"{root}: all is decoded again the next time, as {failed}",) if failed else (),
     )
+
+
+def _learn(
+    files: dict[str, Path],
+    known: dict[str, Verdict],
+    save: Callable[[], str | None],
+    max_pixels: int,
+    progress: Progress | None,
+) -> str | None:
+    """Adds the verdicts on `files` (key → path) to what is known; however it ends, what is good is saved.
+
+    Returns why it cannot be.
+    """
+    saved, pause, news, failed = time.monotonic(), _SECONDS_BETWEEN_SAVES, False, None
+    try:
+        with closing(_verdicts(files.values(), max_pixels)) as verdicts:
+            for done, (key, verdict) in enumerate(zip(files, verdicts, strict=True), 1):
+                known[key] = verdict
+                news = news or not verdict.reason
+                if progress is not None:
+                    progress(done, len(files))
+                if news and (began := time.monotonic()) > saved + pause:
+                    failed = save()
+                    saved, news = time.monotonic(), False
+                    pause = max(_SECONDS_BETWEEN_SAVES, (saved - began) / _SHARE_SAVING)
+    finally:
+        if news:
+            failed = save()
+    return failed
+
+
+def _verdicts(files: Iterable[Path], max_pixels: int) -> Generator[Verdict, None, None]:
+    """Of all files in their order. Few are under way at a time: Ctrl-C waits for these, and memory holds no more."""
+    cores = usable_cores()
+    pool = ThreadPoolExecutor(cores)
+    tasks: deque[Future[Verdict]] = deque()
+    try:
+        for file in files:
+            tasks.append(pool.submit(examine, file, max_pixels))
+            if len(tasks) > cores * _FILES_AHEAD:
+                yield tasks.popleft().result()
+        while tasks:
+            yield tasks.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _to_keep(root: Path, paths: Sequence[str], keys: list[str], known: dict[str, Verdict]) -> dict[str, Verdict]:
+    """What is good of these files, and of others that are still there: another CSV file may list those."""
+    keeping = {key: known[key] for key in keys if key in known and not known[key].reason}
+    listed = set(paths)
+    for key in known.keys() - keeping.keys():
+        path, size, changed = key.rsplit("\0", 2)
+        if path not in listed and file_stat(root, path) == (int(size), int(changed)):
+            keeping[key] = known[key]
+    return keeping
 
 
 def _load(kept: Path) -> dict[str, Verdict]:
@@ -131,13 +191,16 @@ def _load(kept: Path) -> dict[str, Verdict]:
     return {key: Verdict(*facts) for key, facts in json.loads(body).items()}
 
 
-def _save(kept: Path, known: dict[str, Verdict]) -> None:
-    """A cache that cannot be written is done without."""
-    with suppress(OSError):
+def _save(kept: Path, known: dict[str, Verdict]) -> str | None:
+    """Returns why it cannot be written: a cache is done without then."""
+    try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         body = json.dumps(known)
         with replacing(kept, shared=True) as part:
             part.write_text(f"{_checksum(body)}\n{body}")
+    except OSError as error:
+        return f"{kept} cannot be written: {cause(error)}; SATURATE_CACHE names another place"
+    return None
 
 
 def _checksum(body: str) -> str:
@@ -171,7 +234,7 @@ def indexed_source(
         index.sizes,
         ImageFiles(
             root,
-            np.array(paths, np.str_),
+            np.array(paths, np.object_),
             index.formats,
             index.modes,
             index.orientations,
@@ -179,4 +242,5 @@ def indexed_source(
         ),
         digest("\n".join(facts).encode("utf-8", "surrogateescape")),
         index.bad,
+        index.notes,
     )

@@ -4,6 +4,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+MOST_OBLONG = 100
+"""How many times as long as wide an image may be. Evaluation resizes images as a whole, by the shorter side, and one of
+1 × 65,535 pixels, which a small PNG can be, would take 13 GB at 256."""
+
+
+def require_shape(image: Image.Image) -> None:
+    """Raises ValueError where one side is over `MOST_OBLONG` times the other."""
+    width, height = image.size
+    if max(width, height) > MOST_OBLONG * min(width, height):
+        raise ValueError(f"of its {width:,} × {height:,} pixels one side is over {MOST_OBLONG} times the other")
+
 
 def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Any image → uint8 `[H, W, 3]`, not turned.

@@ -10,12 +10,14 @@
 Images keep their aspect, nothing is cropped away and none is enlarged, so that any plan can be carried
 out: it is drawn for the original size, and its boxes are scaled to the kept pixels.
 
-A cache belongs to one source: one for training, one for validation. Of a source that was selected from
+A cache belongs to one source: one for training, one for validation; of two copies of a set whose files are of other
+times, each has its own. Of a source that was selected from
 another (`Source.take`), the other's cache serves as well; what is not there is not decoded for its sake.
 """
 
 import json
 import mmap
+import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,12 +27,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loaders.machine import cache_folder
+from loaders.errors import InputError
+from loaders.machine import cache_folder, told_bytes
 from loaders.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
 PIXELS = "pixels.npy"
 
 
@@ -80,7 +83,11 @@ class Layout:
         # part of it, as they differ between machines that hold the same data.
         times, originals = source.images.changed.astype("<i8").tobytes(), source.sizes.astype("<i4").tobytes()
         content = digest(json.dumps([FORMAT, source.fingerprint, asdict(wanted)]).encode(), times, originals)
-        return cls(cache_folder() / "pixels" / name, wanted, sizes, offsets, content)
+        folder, root = cache_folder() / "pixels" / name, root_of(source)
+        own = folder.with_name(f"{name}-{digest(os.fsencode(root))}")
+        if own.is_dir() or _is_of_another_copy(folder, root, content):
+            folder = own
+        return cls(folder, wanted, sizes, offsets, content)
 
     @property
     def bytes(self) -> int:
@@ -88,16 +95,42 @@ class Layout:
         return int(self.offsets[-1])
 
 
+def root_of(source: Source) -> str:
+    """Where the image files of a source lie."""
+    assert isinstance(source.images, ImageFiles)
+    return str(source.images.root.resolve())
+
+
+def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
+    """Whether a cache belongs to a copy of the set that is still there, so that none makes the other's anew.
+
+    What is of the same path has been edited, and a copy that is gone wants no cache any more: those are replaced.
+    """
+    told = read_json(folder / MANIFEST) or read_json(folder / PROGRESS)
+    theirs = told.get("root", root)
+    return told.get("content") != content and theirs != root and os.path.isdir(theirs)
+
+
 def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
-    """The kept pixels of `source`; None where there is no complete cache of what the files are now."""
+    """The kept pixels of `source`; None where there is no complete cache of what the files are now.
+
+    Raises:
+        InputError: when there is one that cannot be mapped into memory.
+    """
     assert isinstance(source.images, ImageFiles)
     manifest = read_json(layout.folder / MANIFEST)
     if manifest.get("content") != layout.content:
         return None
     try:
         pixels, mapping, origin = _mapped(layout.folder / PIXELS)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise InputError(
+            f"{layout.folder / PIXELS} cannot be mapped into memory: {error.strerror}. A limit of address space "
+            f"(ulimit -v) must leave room for its {told_bytes(layout.bytes)}; SATURATE_CACHE names another place, and "
+            "LOADER=torchvision keeps nothing."
+        ) from error
     gone = {int(index): reason for index, reason in manifest["gone"].items()}
     return CachedPixels(source.images, pixels, layout.offsets[:-1], layout.sizes, mapping, origin, gone)
 
@@ -141,6 +174,7 @@ def manifest_of(source: Source, layout: Layout, gone: dict[int, str]) -> dict[st
         "name": source.name,
         "content": layout.content,
         "fingerprint": source.fingerprint,
+        "root": root_of(source),
         "images": len(source),
         "bytes": layout.bytes,
         "classes": list(source.classes),

@@ -9,6 +9,8 @@ from PIL import Image
 
 from loaders import InputError, Source, open_data
 from loaders.backends.decode import load_pixels
+from loaders.machine import cache_folder
+from loaders.sources import index
 from tests.conftest import smooth_image
 
 NAMES = [f"img/{label}{number}.png" for label in ("ash", "oak") for number in range(5)]
@@ -66,6 +68,29 @@ def test_without_a_split_a_fifth_of_every_class_is_held_out(write: Callable[...,
     assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
     assert np.bincount(val.labels).tolist() == [1, 1]
     assert np.bincount(train.labels).tolist() == [4, 4]
+
+
+def test_files_of_one_folder_keep_what_each_other_knows(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    examine = index.examine
+    monkeypatch.setattr(index, "examine", lambda path, *rest: (decoded.append(path.name), examine(path, *rest))[1])
+    lines = rows().splitlines()
+    first, second = write("\n".join(lines[::2]), "a.csv"), write("\n".join(lines[1::2]), "b.csv")
+    for file in (first, second, first, second, write(rows(), "both.csv")):
+        opened(file)
+    assert len(decoded) == len(NAMES)
+
+
+def test_what_is_known_of_files_that_are_gone_is_forgotten(write: Callable[..., Path], tmp_path: Path) -> None:
+    opened(write(rows()))
+    [kept] = (cache_folder() / "index").iterdir()
+    (tmp_path / NAMES[0]).unlink()
+    Image.fromarray(smooth_image(6, 8, 77)).save(tmp_path / NAMES[1])
+    (tmp_path / "new.png").write_bytes((tmp_path / NAMES[2]).read_bytes())
+    opened(write("new.png,ash\n" + "\n".join(rows().splitlines()[6:]), "other.csv"))
+    assert {key.split("\0")[0] for key in index._load(kept)} == {"new.png", *NAMES[2:]}
 
 
 def test_columns_may_stand_in_any_order_among_others(write: Callable[..., Path]) -> None:

@@ -28,7 +28,9 @@ from loaders import (
     build_loader,
     choose_loader,
     open_data,
+    order,
 )
+from loaders.loader import require_good
 from loaders.sources import PixelArray
 from tests.conftest import PROMISING, as_to_a_gpu, smooth_image
 
@@ -337,6 +339,37 @@ def test_the_others_are_as_if_the_skipped_image_were_not_there(build: Build) -> 
     assert all(torch.equal(images[label], wanted[label]) for label in images)
 
 
+def test_bad_images_of_several_sources_are_named_at_once() -> None:
+    sources = [numbered(24, bad=[3]), numbered(30), numbered(20, bad=[5, 6])]
+    with pytest.raises(BadImageError, match=r"3 of 44 images .*\n  image 3: .*\n  image 5: .*\n  image 6: .*\n.*skip"):
+        require_good(sources, "raise")
+    with pytest.raises(BadImageError, match=r"2 of 20 images .*\n.*\n.*\nThat is more than 1%"):  # one of 24 may be
+        require_good(sources, "skip")
+    require_good(sources[:2], "skip")
+    require_good(sources[1:2], "raise")
+
+
+def test_substitutes_follow_in_the_order_which_is_drawn_once_an_epoch(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[int] = []
+
+    def counted(*given: Any, **options: Any) -> np.ndarray:
+        draws.append(options["epoch"])
+        return shuffled(*given, **options)
+
+    shuffled = order.shuffled
+    monkeypatch.setattr(order, "shuffled", counted)
+    loader = build(numbered(24))
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        list(loader)
+        sequence = loader.sequence().tolist()
+        for place in (0, 7, 23):
+            assert list(loader._substitutes(sequence[place])) == sequence[place + 1 :] + sequence[:place]
+    assert draws == [0, 1]
+
+
 def test_up_to_one_percent_may_be_skipped(build: Build) -> None:
     loader = build(numbered(300, bad=[5, 100, 299]), on_bad_image="skip")
     assert [bad.path for bad in loader.bad_images] == ["image 5", "image 100", "image 299"]
@@ -359,7 +392,7 @@ def test_of_very_many_bad_images_the_first_hundred_are_listed(build: Build) -> N
 
 @pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 13, "world_size": 2}])
 def test_a_batch_larger_than_the_set_is_refused(build: Build, options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=r"numbered: 24 images are fewer than one batch .*smaller batch size"):
+    with pytest.raises(InputError, match=r"numbered: 24 images are fewer than one batch .*smaller --batch-size"):
         build(numbered(24), **options)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from loaders import Source, open_data
 from loaders.__main__ import main
 from loaders.console import shown_progress
+from loaders.machine import cache_folder
 from loaders.pace import Pace, told_seconds
 from loaders.sources import PixelArray
 from loaders.sources.pixel_cache import Preprocessing, find_cache
@@ -43,6 +44,24 @@ def test_a_bad_image_is_named_and_can_be_left_out(image_folder: Path, capsys: py
     out = capsys.readouterr().out
     assert "left out: " in out
     assert "trees: 23 images to train on, " in out
+
+
+def test_files_that_are_passed_over_are_told(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "train" / "ash" / "notes.txt").write_text("")
+    assert main(["cache", str(image_folder)]) == 0
+    assert "passed over, being no images: 1 × .txt" in capsys.readouterr().out
+
+
+def test_bad_images_of_both_splits_are_named_before_any_is_kept(
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (image_folder / split / "ash" / "03.jpg").write_bytes(b"")
+    assert main(["cache", str(image_folder)]) == 2
+    told = capsys.readouterr().err
+    assert "2 of 34 images" in told
+    assert all(f"{split}/ash/03.jpg" in told for split in ("train", "val"))
+    assert not (cache_folder() / "pixels").exists()
 
 
 def test_names_that_cannot_be_printed_are_escaped(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from loaders.order import PADDING, batches, count_batches, seeded_subset, shuffled, stratified_split
+from loaders.philox import Purpose
 
 Last = Literal["drop", "pad"]
 
@@ -173,6 +174,14 @@ def test_split_holds_out_each_member_of_a_class_equally_often() -> None:
         times[stratified_split(labels, val_share=0.4, seed=seed)[1]] += 1
     for label, expected in ((0, 2 / 5), (1, 1 / 3)):
         assert times[labels == label] / 600 == pytest.approx(expected, abs=0.07)
+
+
+def test_split_holds_out_the_first_of_each_class_in_the_order_it_draws() -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 100)
+    drawn = shuffled(np.arange(100), seed=0, epoch=0, purpose=Purpose.SPLIT)
+    members = [drawn[labels[drawn] == label] for label in range(7)]
+    expected = np.concatenate([ids[: round(len(ids) / 5)] for ids in members])
+    assert stratified_split(labels, val_share=0.2)[1].tolist() == sorted(expected.tolist())
 
 
 def test_split_depends_on_the_seed_and_on_nothing_else() -> None:

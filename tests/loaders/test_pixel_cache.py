@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from loaders import (
 )
 from loaders import build_cache as building
 from loaders.build_cache import with_kept_pixels
+from loaders.machine import cache_folder
+from loaders.sources import pixel_cache
 from loaders.sources.base import CachedPixels
 from loaders.sources.pixel_cache import Layout, Preprocessing, find_cache, open_cache
 from tests.conftest import smooth_image
@@ -370,6 +373,38 @@ def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_pl
     require_right(kept(source), source)
 
 
+def another_copy(image_folder: Path) -> Source:
+    """The same files elsewhere, of other times."""
+    copy = shutil.copytree(image_folder, image_folder.with_name("copy"))
+    for path in copy.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    return train_of(copy)
+
+
+def test_copies_of_a_set_do_not_make_each_others_cache_anew(
+    source: Source, image_folder: Path, decoded: list[int]
+) -> None:
+    copy = another_copy(image_folder)
+    assert copy.fingerprint == source.fingerprint
+    for opened in (source, copy, source, copy):
+        require_right(kept(opened), opened)
+    assert len(decoded) == 2 * 24
+
+
+def test_a_copy_of_the_same_times_uses_the_same_cache(source: Source, image_folder: Path, decoded: list[int]) -> None:
+    kept(source)
+    kept(train_of(shutil.copytree(image_folder, image_folder.with_name("copy"))))
+    assert len(decoded) == 24
+
+
+def test_the_cache_of_a_copy_that_is_gone_is_replaced(source: Source, image_folder: Path) -> None:
+    copy = another_copy(image_folder)
+    kept(copy)
+    shutil.rmtree(image_folder.with_name("copy"))
+    kept(source)
+    assert len(list((cache_folder() / "pixels").iterdir())) == 1
+
+
 # --- the disk ------------------------------------------------------------------------------------
 
 
@@ -396,6 +431,29 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
         kept(source)
     monkeypatch.setattr(building, "_write_at", write)
     require_right(kept(source), source)
+
+
+def test_a_file_system_without_locks_is_told(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(building.fcntl, "flock", refuse)
+    with pytest.raises(InputError, match=r"files cannot be locked there \(No locks available\); SATURATE_CACHE"):
+        kept(source)
+
+
+def test_pixels_that_cannot_be_mapped_are_told_and_stay(
+    source: Source, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_cache.mmap, "mmap", refuse)
+        with pytest.raises(InputError, match=r"cannot be mapped into memory: Cannot allocate memory\..*ulimit -v"):
+            kept(source)
+    require_right(kept(source), source)
+    assert len(decoded) == 24
 
 
 def test_a_folder_that_cannot_be_made_is_told(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Image folders: which images there are, what is known of each, and what is said of folders that make no sense."""
 
 import os
+import re
 import shutil
 import warnings
 from io import BytesIO
@@ -403,6 +404,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
             (cache / "index" / path.name).mkdir(parents=True)
     train, _ = open_both(image_folder)
     np.testing.assert_array_equal(train.sizes, wanted.sizes)
+    assert wanted.notes == ()
+    assert re.search(r"train: all is decoded again .* cannot be written: .*; SATURATE_CACHE names", *train.notes)
 
 
 def test_nothing_but_the_index_is_left_in_the_cache(image_folder: Path) -> None:
@@ -415,6 +418,50 @@ def test_progress_is_told_image_by_image(flat: Path) -> None:
     told: list[tuple[int, int]] = []
     open_data(str(flat), root=flat, progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 30) for done in range(1, 31)]
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, MemoryError])
+def test_an_index_that_was_interrupted_goes_on_where_it_was(
+    flat: Path, examined: list[str], monkeypatch: pytest.MonkeyPatch, stopped: type[BaseException]
+) -> None:
+    monkeypatch.setattr(index, "usable_cores", lambda: 1)
+    monkeypatch.setattr(index, "_FILES_AHEAD", 3)
+
+    def stop(done: int, _: int) -> None:
+        if done == 10:
+            raise stopped
+
+    with pytest.raises(stopped):
+        open_data(str(flat), root=flat, progress=stop)
+    assert 10 <= len(examined) <= 10 + 3 + 1  # it did not wait for the rest
+    examined.clear()
+    open_both(flat)
+    assert len(examined) == 20
+
+
+def test_an_index_is_kept_while_it_grows(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(index, "_SHARE_SAVING", float("inf"))
+    kept: list[int] = []
+    open_data(str(flat), root=flat, progress=lambda *_: kept.append(sum(len(index._load(f)) for f in cached("*.json"))))
+    assert kept == list(range(30))  # a kill now and here would lose one
+
+
+def test_a_save_that_was_interrupted_leaves_nothing_behind(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_both(flat)
+    assert [path for path in cached("*") if path.is_file()] == []
+
+
+def test_one_long_name_does_not_cost_the_others_its_length(flat: Path) -> None:
+    put(flat / "oak" / ("x" * 100) / ("y" * 100) / "1.png")
+    for source in open_both(flat):
+        assert isinstance(source.images, ImageFiles)
+        assert source.images.paths.nbytes <= 8 * len(source)
 
 
 # --- fingerprints, selections --------------------------------------------------------------------
@@ -526,6 +573,18 @@ def test_an_image_of_more_pixels_than_allowed_is_bad_and_not_decoded(
     monkeypatch.setattr(Image.Image, "load", lambda image: loaded.append(image.format))
     assert index.examine(tmp_path / "b" / "z.png", 1999).reason
     assert not loaded
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_far_longer_than_wide_is_bad_and_a_panorama_is_not(tmp_path: Path, turned: bool) -> None:
+    sizes = {"panorama.jpg": (20, 600), "just.png": (2, 200), "thread.png": (2, 201), "hair.jpg": (1, 65500)}
+    for name, size in sizes.items():
+        put(of_two_classes(tmp_path, name), size=size[::-1] if turned else size)
+    told = {source.images.describe(i): reason for source in open_both(tmp_path) for i, reason in source.bad.items()}
+    reasons = {Path(path).name: reason for path, reason in told.items()}
+    assert reasons.keys() == {"thread.png", "hair.jpg"}
+    size = "1 × 65,500" if turned else "65,500 × 1"
+    assert reasons["hair.jpg"] == f"of its {size} pixels one side is over 100 times the other"
 
 
 def test_a_named_pipe_is_bad_and_waits_for_nobody(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import ExifTags, Image
 from torch import Tensor, nn, stack
 from torchvision import transforms
@@ -32,3 +33,10 @@ def test_a_photograph_is_turned_whether_it_is_a_path_or_an_image(tmp_path: Path)
     classify = Classifier(model, transforms.ToTensor(), ("upper", "lower"))
     for given in (tmp_path / "photo.jpg", str(tmp_path / "photo.jpg"), Image.open(tmp_path / "photo.jpg")):
         assert next(iter(classify(given))) == "lower"
+
+
+def test_an_image_far_longer_than_wide_is_refused_before_it_is_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 65535)).save(tmp_path / "hair.png")
+    model: Any = nn.Identity()
+    with pytest.raises(ValueError, match=r"1 × 65,535 pixels one side is over 100 times"):
+        Classifier(model, transforms.Resize(256), ())(tmp_path / "hair.png")

@@ -122,6 +122,85 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_run_killed_amid_an_epoch_goes_on_from_what_it_saved_there(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    steps = 0
+    step = Learner.step
+
+    def killed_at_the_ninth(self: Learner, *given: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 9:  # of 6 an epoch
+            raise MemoryError
+        step(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Learner, "step", killed_at_the_ninth)
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", -1e9)
+    with pytest.raises(MemoryError):
+        main(arguments(image_folder, tmp_path / "parts"))
+    assert main(arguments(image_folder, tmp_path / "parts", "--resume")) == 0
+    assert steps == 9 + 4  # two steps of the second epoch were saved
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
+
+
+def test_who_does_not_write_knows_when_the_run_was_saved(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def alone(self: Session, *_: object) -> None:
+        self.folder = None  # as on every process but the main one
+        for _ in range(2):
+            before = self.saved
+            self._save_amid(1, 1)
+            asked.append(self.saved > before)
+
+    monkeypatch.setattr(Session, "train", alone)
+    monkeypatch.setattr(Session, "conclude", lambda _: {})
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", 0.0)
+    assert main(arguments(image_folder, tmp_path / "first")) == 0
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", 600.0)
+    assert main(arguments(image_folder, tmp_path / "second")) == 0
+    assert asked == [True, True, False, False]
+
+
+@pytest.mark.parametrize("at", [3, 9])
+def test_the_baseline_interrupted_amid_an_epoch_says_what_is_left(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int
+) -> None:
+    steps = 0
+    step = Learner.step
+
+    def interrupted(self: Learner, *given: object) -> None:
+        nonlocal steps
+        step(self, *given)  # type: ignore[arg-type]
+        steps += 1
+        if steps == at:  # of 6 an epoch
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", -1e9)
+    options = arguments(image_folder, tmp_path / "run", "--loader", "baseline")
+    assert main(options) == 128 + signal.SIGINT
+    told = capsys.readouterr().out
+    assert "LOADER=baseline cannot go on inside an epoch, this one is lost" in told
+    assert ("--resume" in told) == (at == 9)  # after the first epoch, which was saved
+    assert main([*options, *["--resume"] * (at == 9)]) == 0
+    assert steps == at + 6 * (1 if at == 9 else 2)
+
+
+def test_bad_images_of_both_splits_are_named_at_once(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (image_folder / split / "ash" / "03.jpg").write_bytes(b"")
+    assert main(arguments(image_folder, tmp_path / "run")) == 2
+    told = capsys.readouterr().err
+    assert all(f"{split}/ash/03.jpg" in told for split in ("train", "val"))
+
+
 def test_a_signal_during_validation_loses_nothing(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,7 +451,7 @@ def test_a_bad_image_is_named_or_skipped(
     [
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--loader", "warp"], "LOADER=warp"),
-        (["--batch-size", "100"], "smaller batch"),
+        (["--batch-size", "100"], "smaller --batch-size"),
         (["--batch-size", "1"], "--batch-size 1: at 32 px"),
         (["--weights", "/no/weights.pth"], "/no/weights.pth"),
         (["--device", "cuda"], "no GPU"),
