@@ -20,6 +20,8 @@ class MemoryWatch(Watch):
     """By how many bytes it rose above what it was at the beginning, at most; None where the system does not tell."""
 
     def __enter__(self) -> Self:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what torch keeps of work that is over would serve this one, and not be seen
         self._before, self._most = memory_in_use(), 0
         return super().__enter__()
 

@@ -85,7 +85,7 @@ class Session:
                 continue
             self.train_loader.set_epoch(epoch)
             self._epoch(epoch)
-            out_of_time = self.world.any(self.stop.out_of_time, self.learner.device)
+            out_of_time = self.world.any(self.stop.out_of_time)
             self._keep(ends=out_of_time or epoch + 1 == self.recipe.epochs)
             gc.collect()
             if out_of_time:
@@ -164,7 +164,7 @@ class Session:
         if self.world.size == 1:
             return flag
         now = done == total or done % _STEPS_BETWEEN_QUESTIONS == 0
-        return now and self.world.any(flag, self.learner.device)
+        return now and self.world.any(flag)
 
     def _heed_signals(self, done: int, total: int) -> None:
         """Saves and stops, when asked to."""
@@ -194,7 +194,7 @@ class Session:
             self.folder.write_metrics(self.rows)
             if self.rows[-1] is self._best():
                 self._remember()
-        if ends or self.world.any(time.perf_counter() > self.saved + _SECONDS_BETWEEN_SAVES, self.learner.device):
+        if ends or self.world.any(time.perf_counter() > self.saved + _SECONDS_BETWEEN_SAVES):
             self._save()
 
     def _remember(self) -> None:

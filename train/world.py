@@ -46,9 +46,9 @@ class World:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is true for any process; all must ask."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=device)).item())
+    def any(self, flag: bool) -> bool:
+        """Whether it is true for any process; all must ask. Only hosts wait for each other."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))).item())
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -75,8 +75,8 @@ def joined_world(use_cuda: bool) -> Iterator[World]:
             raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
         require_shared_memory(world.local_size)
         torch.cuda.set_device(world.local_rank)
-    mine = torch.device("cuda", world.local_rank) if use_cuda else None  # else NCCL guesses it, and says so each time
-    distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=_PATIENCE, device_id=mine)
+    # What hosts ask each other, barriers too, goes by gloo: an answer by NCCL waits for all that the GPU has to do.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=_PATIENCE)
     try:
         yield world
     finally:

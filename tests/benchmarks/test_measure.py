@@ -252,6 +252,24 @@ def test_memory_that_was_taken_is_seen_and_what_was_there_is_not() -> None:
     assert len(held) + len(kept) == 230_000_000
 
 
+def test_what_torch_keeps_of_a_gpus_memory_for_the_next_work_is_seen_as_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, kept = 50 << 30, 10 << 30
+
+    def empty() -> None:
+        nonlocal free, kept
+        free, kept = free + kept, 0
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    with MemoryWatch() as watch:
+        free -= 12 << 30  # 2 GB more than were kept
+    assert watch.risen is not None
+    assert watch.risen == pytest.approx(12 << 30, rel=0.1)
+
+
 def test_the_command_prints_a_table_and_ends_with_the_json_it_writes(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
