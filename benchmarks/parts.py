@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.arms import Batches, Task, endless, lying_ready
 from benchmarks.measure import Arm
 from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
+from loaders.backends.build_cache import build_cache, with_kept_pixels
 from loaders.backends.decode import load_pixels
 from loaders.backends.host import HostLoader, Making
 from loaders.backends.streamed import flat_pixels, gather, stage
-from loaders.build_cache import build_cache, with_kept_pixels
 from loaders.machine import cache_folder
 from loaders.plan import Plan
 from loaders.sources import PixelArray

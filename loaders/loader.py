@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders import order, plan
-from loaders.device import reference
 from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.device.transfer import sent
 from loaders.errors import BadImage, BadImageError, InputError
 from loaders.order import PADDING
 from loaders.plan import Plan, PlanSpec
@@ -336,7 +336,7 @@ class Loader(ABC):
 
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
         """The same on the device."""
-        return reference.sent(self._known_labels(ids), self.config.device)
+        return sent(self._known_labels(ids), self.config.device)
 
     def _present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same ids, with any good sample in the place of padding."""

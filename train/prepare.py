@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.models import ResNet
 
-from loaders import Choice, InputError, LoaderConfig, Source, build_loader, choose_loader, open_data
+from loaders import Choice, InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.backends.resident import ResidentLoader
 from loaders.console import paced
 from loaders.errors import listed
@@ -40,23 +40,69 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     if out := options.out and options.out.expanduser():
         check_out(out, resume=options.resume)  # before minutes go into preparing
     _make_repeatable(options)
-    if options.max_pixels > (Image.MAX_IMAGE_PIXELS or options.max_pixels):
-        Image.MAX_IMAGE_PIXELS = options.max_pixels  # or Pillow would refuse what is allowed here
-    with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
-        train, val = open_data(
-            options.data,
-            root=options.root.expanduser(),
-            max_pixels=options.max_pixels,
-            progress=show,
-        )
-    train = train.take(options.train_limit or len(train))
-    val = val.take(options.val_limit or len(val))
-    require_good([train, val], options.on_bad_image)
+    train, val = _open(options, world, reporter)
     with world.main_first():
         model, weights = _model(options, train, reporter)
     precision = choose_precision(options.precision, device)
     recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
     _require_values_to_normalise(options, recipe)
+    train_loader, val_loader, choice = _loaders(options, train, val, recipe, device, precision.dtype, world)
+    compiled = _compiled(options, device, reporter)
+    if compiled:  # kept between runs; by default it lies in /tmp, which containers begin anew
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    learner = Learner(
+        model,
+        mode=options.mode,
+        recipe=recipe,
+        steps=recipe.epochs * (count_steps(train_loader) if options.views else len(train_loader)),
+        device=device,
+        precision=precision,
+        world=world,
+        compiled=compiled,
+    )
+    if options.views:
+        taken = train.pixel_bytes + val.pixel_bytes if choice.name == ResidentLoader.name else 0
+        require_memory([train, val], options.views, learner, taken=taken)
+        train_loader = FeatureViews(train_loader, replace(train_loader.config, training=True), learner)
+        val_loader = FeatureViews(val_loader, replace(val_loader.config, views=1), learner)
+    out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
+    session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
+    _tell(session, choice, weights=weights, compiled=compiled, out=out)
+    for loader in (train_loader, val_loader):
+        with reporter.progress(f"decoding {loader.source.name}") as show:
+            loader.prepare(paced(show, "images"))
+    session.open_folder()
+    return session
+
+
+def _open(options: Options, world: World, reporter: Reporter) -> tuple[Source, Source]:
+    """The images to train on and to validate, as many of them as are wanted, none bad that may not be skipped."""
+    if options.max_pixels > (Image.MAX_IMAGE_PIXELS or options.max_pixels):
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # or Pillow would refuse what is allowed here
+    with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
+        train, val = open_data(
+            options.data, root=options.root.expanduser(), max_pixels=options.max_pixels, progress=show
+        )
+    train, val = train.take(options.train_limit or len(train)), val.take(options.val_limit or len(val))
+    require_good([train, val], options.on_bad_image)
+    return train, val
+
+
+def _loaders(
+    options: Options,
+    train: Source,
+    val: Source,
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+) -> tuple[Loader, Loader, Choice]:
+    """Of images to train on, of images to validate, and why they are these.
+
+    Where features are kept, they are computed of each image once, whatever the order they are wanted in: both go
+    through theirs as an evaluation does.
+    """
     workers = options.workers or max(1, usable_cores() // world.local_size)
     choice = choose_loader(
         options.loader,
@@ -70,11 +116,11 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     )
     config = LoaderConfig(
         spec=recipe.train_spec,
-        training=True,
+        training=not options.views,
         batch_size=recipe.batch_size,
         seed=options.seed,
         device=device,
-        dtype=precision.dtype,
+        dtype=dtype,
         rank=world.rank,
         world_size=world.size,
         workers=workers,
@@ -84,38 +130,8 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
         from_cache=choice.from_cache,
         views=options.views,
     )
-    # Where features are kept, they are computed of each sample once, whatever the order they are wanted in.
-    train_loader = build_loader(train, replace(config, training=not options.views), loader=choice.name)
-    val_loader = build_loader(
-        val, replace(config, spec=recipe.eval_spec, training=False, views=None), loader=choice.name
-    )
-    compiled = _compiled(options, device, reporter)
-    if compiled:  # kept between runs; by default it lies in /tmp, which containers begin anew
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    learner = Learner(
-        model,
-        mode=options.mode,
-        recipe=recipe,
-        steps=recipe.epochs * (count_steps(train_loader, config) if options.views else len(train_loader)),
-        device=device,
-        precision=precision,
-        world=world,
-        compiled=compiled,
-    )
-    if options.views:
-        taken = train.pixel_bytes + val.pixel_bytes if choice.name == ResidentLoader.name else 0
-        require_memory([train, val], options.views, learner, taken=taken)
-        train_loader = FeatureViews(train_loader, config, learner)
-        val_loader = FeatureViews(val_loader, replace(val_loader.config, views=1), learner)
-    out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
-    session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
-    _tell(session, choice, weights=weights, compiled=compiled, out=out)
-    for loader in (train_loader, val_loader):
-        with reporter.progress(f"decoding {loader.source.name}") as show:
-            loader.prepare(paced(show, "images"))
-    session.open_folder()
-    return session
+    judging = replace(config, spec=recipe.eval_spec, training=False, views=None)
+    return build_loader(train, config, loader=choice.name), build_loader(val, judging, loader=choice.name), choice
 
 
 def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 import torch
 
 from loaders import BadImage, Batch, InputError, Loader, LoaderConfig
-from loaders.device.reference import sent
+from loaders.device.transfer import sent
 from loaders.machine import free_memory, told_bytes
 from loaders.order import PADDING, count_batches
 from loaders.sources.base import Source
@@ -83,8 +83,9 @@ class FeatureViews(Loader):
             yield Batch(self._features[view, places[row]], labels[row])
 
 
-def count_steps(images: Loader, config: LoaderConfig) -> int:
+def count_steps(images: Loader) -> int:
     """Training batches an epoch of features of `images` will have."""
+    config = images.config
     return count_batches(len(images.ids), batch_size=config.batch_size, last="drop", world_size=config.world_size)
 
 

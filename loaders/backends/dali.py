@@ -30,6 +30,7 @@ from torch.utils.dlpack import from_dlpack
 
 from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, Making
 from loaders.device import reference
+from loaders.device.transfer import sent
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
 from loaders.order import PADDING
@@ -274,7 +275,7 @@ class DaliLoader(HostLoader):
     def _completed(self, pool: ThreadPoolExecutor, batch: _Running, squares: Tensor) -> Batch:
         making, device = batch.making, self.config.device
         if len(batch.transposed):
-            at = reference.sent(batch.transposed, device)
+            at = sent(batch.transposed, device)
             squares[at] = squares[at].transpose(2, 3)
         for place in batch.elsewhere:
             self._put(squares[place : place + 1], batch, place)
@@ -286,7 +287,7 @@ class DaliLoader(HostLoader):
             images = self._finish(squares, plan)
             # Copied where nothing was left to do, so that nothing of the receiver's is DALI's.
             images = squares.clone(memory_format=torch.channels_last) if images is squares else images
-            return Batch(images, reference.sent(making.labels.numpy(), device))
+            return Batch(images, sent(making.labels.numpy(), device))
         if self.config.dtype == torch.uint8 and plan.inner is None and plan.color is None:  # nothing is left to do
             return Batch(self._finish(squares, plan), making.labels)
         images, _ = self._empty_batch(len(flip), plan)

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loaders.backends.build_cache import with_kept_pixels
 from loaders.backends.host import HostLoader
 from loaders.backends.kept import KeptLoader
-from loaders.build_cache import with_kept_pixels
 from loaders.device.batches import finished_batch, fused_kernels
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig

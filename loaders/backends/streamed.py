@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders import stages
+from loaders.backends.build_cache import with_kept_pixels
 from loaders.backends.host import HostLoader
-from loaders.build_cache import with_kept_pixels
 from loaders.device.batches import finished_batch, fused_kernels
 from loaders.loader import Batch, LoaderConfig
 from loaders.machine import free_memory

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders.device import kernels, reference, resample
+from loaders.device.transfer import sent
 from loaders.plan import Plan
 
 _SPAN = 128
@@ -80,7 +81,7 @@ def _first_reads(
     """The first read; flipped and finished, unless there is a second."""
     side, count, device = plan.read_size, len(plan), pixels.device
     flip = plan.flip if plan.inner is None else np.zeros_like(plan.flip)
-    geometry = reference.sent(
+    geometry = sent(
         np.column_stack([starts, widths, plan.box, plan.resized, plan.window, flip]).astype(np.int64), device
     )
     taps = max(resample.taps(plan, 0), resample.taps(plan, 1))
@@ -99,8 +100,8 @@ def _first_reads(
 def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     """The second read of uint8 squares `[B, 3, S1, S1]`, flipped and finished."""
     count, device = len(plan), squares.device
-    x, y, to_frame = (reference.sent(array, device) for array in reference.second_read_places(plan))
-    flip = reference.sent(np.ascontiguousarray(plan.flip, np.int32), device)
+    x, y, to_frame = (sent(array, device) for array in reference.second_read_places(plan))
+    flip = sent(np.ascontiguousarray(plan.flip, np.int32), device)
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     kernels.turn[_grid(plan.size, count, _TURN_TILE)](
         squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalises,
@@ -114,8 +115,8 @@ def _colored(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     assert plan.color is not None
     assert plan.color_order is not None
     count, device, pixels = len(plan), squares.device, plan.size**2
-    factors = reference.sent(np.ascontiguousarray(plan.color, np.float32), device)
-    order = reference.sent(np.ascontiguousarray(plan.color_order, np.int32), device)
+    factors = sent(np.ascontiguousarray(plan.color, np.float32), device)
+    order = sent(np.ascontiguousarray(plan.color_order, np.int32), device)
     parts = triton.cdiv(pixels, _COLOR_SPAN)
     sums = torch.empty((count, parts), dtype=torch.float32, device=device)
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)

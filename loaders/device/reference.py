@@ -9,7 +9,6 @@ so that a backend may hand over at that point.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from loaders.device.transfer import sent
 from loaders.plan import Plan
 from loaders.stages import stage
 
@@ -177,12 +177,6 @@ def _factor_and_offset(
     with torch.inference_mode(False):
         factor, offset = (torch.tensor(values * width, device=device) for values in (scale, shift))
     return factor, offset
-
-
-def sent(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A small array on the device, without the host waiting: a GPU fetches it from pinned memory."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 # --- colour: torchvision's definitions for floating-point images ---------------------------------

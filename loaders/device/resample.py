@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.device import reference
+from loaders.device.transfer import sent
 from loaders.plan import Plan
 
 _MOST_VALUES = 1 << 26
@@ -35,10 +35,9 @@ def first_reads(pixels: Tensor, starts: NDArray[np.int64], widths: NDArray[np.in
     """
     side = plan.read_size
     out = torch.empty((len(plan), side, side, 3), dtype=torch.uint8, device=pixels.device)
-    geometry = np.column_stack([starts, widths, plan.box, plan.resized, plan.window])
-    sent = reference.sent(geometry, pixels.device)
+    geometry = sent(np.column_stack([starts, widths, plan.box, plan.resized, plan.window]), pixels.device)
     for rows in _parts(plan):
-        out[rows] = _read(pixels, plan[rows], sent[rows])
+        out[rows] = _read(pixels, plan[rows], geometry[rows])
     return out.permute(0, 3, 1, 2)
 
 

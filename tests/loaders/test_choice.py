@@ -10,7 +10,7 @@ import torch
 from loaders import Choice, InputError, Source, arithmetic, choice, choose_loader, open_data
 from loaders.__main__ import main
 from loaders.backends import BACKENDS, HostLoader, ResidentLoader
-from loaders.build_cache import with_kept_pixels
+from loaders.backends.build_cache import with_kept_pixels
 from loaders.sources.pixel_cache import Preprocessing
 from tests.loaders.test_loader import numbered
 

@@ -32,8 +32,8 @@ from loaders import (
     build_loader,
     open_data,
 )
-from loaders import build_cache as building
-from loaders.build_cache import with_kept_pixels
+from loaders.backends import build_cache as building
+from loaders.backends.build_cache import with_kept_pixels
 from loaders.machine import cache_folder
 from loaders.sources import pixel_cache
 from loaders.sources.base import CachedPixels
@@ -262,7 +262,8 @@ STOPPING_BUILD = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from loaders import build_cache as building, open_data
+from loaders import open_data
+from loaders.backends import build_cache as building
 from loaders.sources.pixel_cache import Preprocessing
 
 building._SECONDS_BETWEEN_SAVES, building._IMAGES_PER_TASK, building._TASKS_PER_WORKER = 0, 1, 2
