@@ -21,6 +21,9 @@ from torchvision.models.resnet import BasicBlock
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# torch looks for it once, at the first product by cuBLAS: when the deterministic run sets it, others have had theirs.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 from loaders import Batch
 from loaders.backends import BACKENDS
 from loaders.backends.streamed import StreamedLoader
@@ -69,6 +72,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _compiled_as_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of a GPU compile what a process of their own would.
+
+    After networks of other sizes torch would compile for any size, and after eight of them no more at all.
+    """
+    yield
+    if request.node.get_closest_marker("needs_cuda"):
+        torch.compiler.reset()
 
 
 class TinyResNet(ResNet):
