@@ -70,7 +70,7 @@ class DaliLoader(HostLoader):
     """Batches are the receiver's own.
 
     Raises:
-        InputError: when DALI cannot be loaded on this machine.
+        InputError: when DALI cannot be loaded on this machine; on iterating, when it cannot build its pipeline.
     """
 
     name: ClassVar[str] = "dali"
@@ -170,7 +170,10 @@ class DaliLoader(HostLoader):
     def _feed(self, batch: _Running, running: deque[_Running]) -> None:
         running.append(batch)
         if self._pipeline is None:
-            self._pipeline = self._built(batch.making.plan.read_size)
+            try:
+                self._pipeline = self._built(batch.making.plan.read_size)
+            except Exception as error:  # as below; a driver that is too old, memory that others have taken
+                raise InputError(f"LOADER=dali: DALI cannot build its pipeline here: {_reason(error)}") from error
         with suppress(Exception):  # where an earlier batch has failed meanwhile: that will be found out in its turn
             for name, values in batch.inputs.items():
                 self._pipeline.feed_input(name, values)
@@ -264,10 +267,8 @@ class DaliLoader(HostLoader):
         """Warns once, as batches that go the fallback's way are slower."""
         if not self._told:
             self._told = True
-            lines = str(error).partition("encountered:")[2] or str(error)  # before that, where in this file
-            reason = " ".join(lines.split("Current pipeline")[0].split()) or type(error).__name__
             warnings.warn(
-                f"DALI failed on a batch, which another decoder takes on: {reason}",
+                f"DALI failed on a batch, which another decoder takes on: {_reason(error)}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -324,6 +325,12 @@ class DaliLoader(HostLoader):
                 self._pipeline.release_outputs()
         except Exception:  # as above
             self._pipeline = None
+
+
+def _reason(error: Exception) -> str:
+    """What DALI says beside where in this file, and of its pipeline."""
+    lines = str(error).partition("encountered:")[2] or str(error)
+    return " ".join(lines.split("Current pipeline")[0].split()) or type(error).__name__
 
 
 def _index(device: torch.device) -> int:

@@ -145,6 +145,19 @@ def test_after_an_early_break_behind_a_failure_the_next_epoch_is_whole(
 
 
 @pytest.mark.needs_dali
+def test_where_dali_builds_no_pipeline_it_is_said(jpegs: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nvidia.dali import Pipeline
+
+    def build_fails(_: Pipeline) -> None:
+        raise RuntimeError("CUDA driver version is insufficient\nCurrent pipeline object is no longer valid.")
+
+    monkeypatch.setattr(Pipeline, "build", build_fails)
+    told = "^LOADER=dali: DALI cannot build its pipeline here: CUDA driver version is insufficient$"
+    with pytest.raises(InputError, match=told):
+        next(iter(build(jpegs)))
+
+
+@pytest.mark.needs_dali
 def test_a_window_beyond_the_image_is_black_just_there(jpegs: Source) -> None:
     spec = PlanSpec(PaddedRandomCrop(32, 32, 12))
     ours, theirs = (
