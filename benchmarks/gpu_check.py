@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -281,7 +282,7 @@ def found(part: Part, ended: dict[str, Any], results: Results, folder: Path) -> 
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         lines = [Line(part.name, "–", f"what it wrote says nothing: {error!r}")]
     if ended["state"] != DONE:
-        said = f": {_last_line(folder / f'{part.name}.log')}" if ended["state"] == "failed" else ""
+        said = f": {_reason(folder / f'{part.name}.log')}" if ended["state"] == "failed" else ""
         lines.append(Line(part.name, "–", ended["state"] + said))
     return lines
 
@@ -313,6 +314,13 @@ def data_here(root: Path) -> str:
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
+
+
+def _reason(log: Path) -> str:
+    """Of a traceback the line that names the error, as CUDA's and the compiler's end with advice; or the last."""
+    _, traceback, said = log.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
+    named = re.search(r"^\S.*", said, re.MULTILINE) if traceback else None  # all else of it is indented
+    return named[0] if named else _last_line(log)
 
 
 def _write(folder: Path, check: Result) -> None:

@@ -98,6 +98,15 @@ def test_each_result_is_written_at_once_and_a_failure_stops_nothing(
         assert {"out/b.log", "out/gpu-check.json", "out/table.md"} <= set(archive.getnames())
 
 
+def test_of_an_error_that_ends_with_advice_the_line_that_names_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    error = r"RuntimeError('CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`')"
+    assert checked(tmp_path, monkeypatch, script(out, "a", f"print('begun', flush=True); raise {error}")) == 1
+    assert "| failed: RuntimeError: CUDA error: out of memory |" in (out / "table.md").read_text()
+
+
 def test_a_second_sitting_does_what_the_first_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, runs = tmp_path / "out", tmp_path / "runs"
     note = f"open({str(runs)!r}, 'a').write('%s'); print('fine')"
