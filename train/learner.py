@@ -245,5 +245,6 @@ def _scheduler(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     """Per step. One cycle (Smith and Topin, arXiv 1708.07120) as torch has it: up, then down along a cosine."""
     if recipe.schedule == "constant":
         return LambdaLR(optimizer, lambda _: 1.0)
-    total = max(steps, round(2 / _WARM_UP))  # so that even the shortest run has a rise to divide by
-    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total + 1, pct_start=_WARM_UP, cycle_momentum=False)
+    # A tenth of a short run is no whole step: the second is then the highest, and the run still ends low.
+    rise = min(1.0, max(_WARM_UP, 2 / (steps + 1)))
+    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=rise, cycle_momentum=False)

@@ -23,6 +23,7 @@ Architecture = Literal[
 ]  # fmt: skip
 
 _HEAD = "fc."
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)*")  # before names: DistributedDataParallel's, torch.compile's
 _SECONDS_FOR_AN_ANSWER = 20.0  # of the server with the weights; without a limit a closed network takes minutes
 
 
@@ -144,7 +145,7 @@ def read_state(file: Path) -> Mapping[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise InputError(f"WEIGHTS: {file} holds no state dict (names → tensors)")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in content.items()}
 
 
 def fit_state(model: ResNet, state: Mapping[str, Tensor], origin: str) -> None:

@@ -1,6 +1,7 @@
 """The step against plain PyTorch written out, and evaluation by counting."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -118,6 +119,19 @@ def test_the_shortest_runs_have_a_schedule_too(steps: int) -> None:
     for _ in range(steps):
         assert 0 < ours.optimizer.param_groups[0]["lr"] <= recipe.learning_rate
         ours.step(batch(), Tally(CPU))
+
+
+@pytest.mark.parametrize("steps", [3, 8, 15, 18])
+def test_short_runs_come_down_again_too(steps: int) -> None:
+    recipe = default(Setting(mode="finetune", images=245, size=32, pretrained=True))
+    ours = learner(recipe=recipe, steps=steps, tiny=True)
+    rates = []
+    for _ in range(steps):
+        rates.append(ours.optimizer.param_groups[0]["lr"] / recipe.learning_rate)
+        ours.optimizer.step()
+        ours.scheduler.step()
+    down = [(1 + math.cos(math.pi * step / (steps - 1))) / 2 for step in range(steps - 1)]
+    assert rates == pytest.approx([1 / 25, *down], abs=1e-4)
 
 
 def test_averaged_weights_follow_the_closed_form() -> None:

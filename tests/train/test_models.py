@@ -52,9 +52,10 @@ def test_a_fitting_head_is_loaded_too_from_plain_and_wrapped_files(tmp_path: Pat
     assert torch.equal(model.fc.weight, donor.fc.weight)
 
 
-def test_names_left_by_distributed_training_are_understood(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_left_by_distributed_and_compiled_training_are_understood(tmp_path: Path, prefix: str) -> None:
     donor = build_model("resnet18", 10)
-    torch.save({f"module.{name}": tensor for name, tensor in donor.state_dict().items()}, tmp_path / "donor.pt")
+    torch.save({f"{prefix}{name}": tensor for name, tensor in donor.state_dict().items()}, tmp_path / "donor.pt")
     model = build_model("resnet18", 10)
     load_weights(model, str(tmp_path / "donor.pt"), "resnet18")
     assert torch.equal(model.conv1.weight, donor.conv1.weight)
