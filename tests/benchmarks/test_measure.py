@@ -1,5 +1,6 @@
 """Measuring: turns, windows, ratios; and the whole command on a few images."""
 
+import gc
 import json
 import re
 import subprocess
@@ -45,15 +46,25 @@ from tests.loaders.test_loader import numbered
 
 
 class Clock:
-    """Time that only those who work let pass."""
+    """Time that only those who work or wait let pass; who works burns two cores."""
 
-    now = 0.0
+    now = burnt = 0.0
+    left = 0.0
+    """Seconds of work that threads of an arm have still to do when its turn is over."""
 
     def perf_counter(self) -> float:
         return self.now
 
     def process_time(self) -> float:
-        return 2 * self.now
+        return self.burnt
+
+    def sleep(self, seconds: float) -> None:
+        done = min(self.left, seconds)
+        self.now, self.burnt, self.left = self.now + seconds, self.burnt + done, self.left - done
+
+    def work(self, seconds: float) -> None:
+        self.sleep(seconds)
+        self.burnt += 2 * seconds
 
 
 @pytest.fixture
@@ -68,7 +79,7 @@ def working(clock: Clock, cost: float, order: list[str], name: str) -> Arm:
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            clock.now += 4 * cost
+            clock.work(4 * cost)
             order.append(name)
             yield torch.zeros(4, 1), torch.zeros(4)
 
@@ -112,6 +123,35 @@ def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clo
     assert order.count("ready") == 1 + (3 + 1 + 2) + (3 + 1 + 3)
     assert [window.images for window in found["whole"].windows] == [7 * 4]
     assert order.count("whole") == 3 * 7
+
+
+def test_what_others_still_make_ahead_is_on_nobodys_account(clock: Clock) -> None:
+    """A DataLoader's workers go on after its turn, on the cores of whoever comes next."""
+
+    def leaving_work() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in working(clock, 1 / 100, [], "ahead").batches():
+            clock.left = 3.0
+            yield batch
+
+    arms = [Arm("g", "ahead", leaving_work), working(clock, 1 / 100, [], "alone")]
+    found = measure(arms, windows=3, seconds=1.0)
+    assert [window.cpu_seconds / window.seconds for window in found["alone"].windows] == pytest.approx([2.0] * 3)
+    clock.left = 1e9  # who never rests is waited for no longer than a while
+    measure(arms[1:], windows=1, seconds=1.0)
+
+
+def test_no_collection_of_garbage_falls_into_a_window() -> None:
+    """It would go through all that torch has imported, in whoever's turn it is; and it is as before afterwards."""
+    seen: list[bool] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            seen.append(gc.isenabled())
+            yield torch.zeros(1), torch.zeros(1)
+
+    measure([Arm("g", "a", batches)], windows=1, seconds=0.001)
+    assert set(seen) == {False}
+    assert gc.isenabled()
 
 
 def test_of_what_changes_by_being_done_a_window_has_no_more_than_one(clock: Clock) -> None:
