@@ -72,6 +72,11 @@ class Found:
     """By which it raised this process's and its workers' memory, and the GPU's, at most, until it had warmed up."""
     windows: list[Window] = field(default_factory=list)
 
+    @property
+    def rates(self) -> list[float]:
+        """Of each turn, images/s."""
+        return [window.rate for window in self.windows]
+
 
 def measure(
     arms: Sequence[Arm],
@@ -181,23 +186,17 @@ def _process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
-def rows(
-    arms: Sequence[Arm], found: dict[str, Found], *, baseline: str, tuned: str | None = None
-) -> list[dict[str, Any]]:
+def rows(arms: Sequence[Arm], found: dict[str, Found], *, baseline: str) -> list[dict[str, Any]]:
     """A row for each arm: medians with the range, and times the baseline as the median over the turns."""
     return [
-        row(arm, found[arm.name])
-        | {
-            "times_baseline": times_as_fast(found[arm.name], found[baseline]),
-            "times_tuned": None if tuned is None else times_as_fast(found[arm.name], found[tuned]),
-        }
+        row(arm, found[arm.name]) | {"times_baseline": times_as_fast(found[arm.name].rates, found[baseline].rates)}
         for arm in arms
     ]
 
 
 def row(arm: Arm, found: Found) -> dict[str, Any]:
     """What was measured of one arm, by itself."""
-    rates = [window.rate for window in found.windows]
+    rates = found.rates
     middle = median(rates)
     per_image = median(window.cpu_seconds / window.images for window in found.windows)
     device = [window.device_seconds for window in found.windows if window.device_seconds is not None]
@@ -222,6 +221,6 @@ def is_noisy(rates: Sequence[float], middle: float) -> bool:
     return (max(rates) - min(rates)) / middle > NOISY
 
 
-def times_as_fast(ours: Found, theirs: Found) -> float:
+def times_as_fast(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """How many times as fast, as the median over the turns."""
-    return median(a.rate / b.rate for a, b in zip(ours.windows, theirs.windows, strict=True))
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
