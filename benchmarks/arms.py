@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.measure import Arm
+from benchmarks.measure import Arm, times_as_fast
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.backends.host import batches_ahead
@@ -30,6 +30,9 @@ CACHED = "; pixels decoded beforehand"
 """Added to the name of a group where others decode in every epoch."""
 KEEPING_PIXELS = frozenset({"resident", "streamed"})
 BASELINE = "baseline: PIL, DataLoader, no workers"
+UINT8_BASELINE = "PIL, no workers, uint8"
+TUNED, UINT8_TUNED = "tuned baseline: the same, ", "PIL, uint8, "
+"""How the names of these begin; how many workers follows."""
 _ALIVE = 3
 """DataLoaders with the most workers that shared memory has room for at a time: what `tuning` tries comes to less."""
 
@@ -111,12 +114,32 @@ def refusals(task: Task) -> dict[str, str]:
 
 
 def ordinary(task: Task, tuned: int) -> list[Arm]:
-    """The loader people have today, without workers and, last, with as many as serve it best here (`tuned`)."""
+    """The loader people have today, without workers and with as many as serve it best here (`tuned`)."""
     return [
         Arm(FINISHED, BASELINE, lambda: endless(_loader(task, "baseline", torch.float32))),
-        Arm(UINT8, "PIL, no workers, uint8", lambda: repeated(task, _pillow(task, finished=False), 0)),
+        Arm(UINT8, UINT8_BASELINE, lambda: repeated(task, _pillow(task, finished=False), 0)),
         _pillow_workers(task, tuned),
+        _pillow_workers(task, tuned, finished=False),
     ]
+
+
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each with how many times as fast it is as the ordinary loader that does the same work, as it is and
+    tuned: null where none does, or where that one was not measured."""
+    return [
+        row
+        | {
+            "times_baseline": _against(row, rows, {FINISHED: BASELINE, UINT8: UINT8_BASELINE}),
+            "times_tuned": _against(row, rows, {FINISHED: TUNED, UINT8: UINT8_TUNED}),
+        }
+        for row in rows
+    ]
+
+
+def _against(row: dict[str, Any], rows: list[dict[str, Any]], beginnings: dict[str, str]) -> float | None:
+    beginning = beginnings.get(row["group"].removesuffix(CACHED))
+    theirs = [other for other in rows if beginning is not None and other["name"].startswith(beginning)]
+    return times_as_fast(row["windows"], theirs[0]["windows"]) if theirs else None
 
 
 def tuning(task: Task) -> dict[int, Arm]:
@@ -135,9 +158,10 @@ def most_workers(task: Task, dtype: torch.dtype) -> int:
     return free_on_disk(SHARED_MEMORY) // (_ALIVE * ready(1) * batch)
 
 
-def _pillow_workers(task: Task, workers: int) -> Arm:
-    name = f"tuned baseline: the same, {workers} worker{'s' * (workers != 1)}"
-    return Arm(FINISHED, name, lambda: repeated(task, _pillow(task, finished=True), workers), ready(workers))
+def _pillow_workers(task: Task, workers: int, *, finished: bool = True) -> Arm:
+    group, beginning = (FINISHED, TUNED) if finished else (UINT8, UINT8_TUNED)
+    name = f"{beginning}{workers} worker{'s' * (workers != 1)}"
+    return Arm(group, name, lambda: repeated(task, _pillow(task, finished=finished), workers), ready(workers))
 
 
 def ready(workers: int) -> int:

@@ -45,12 +45,17 @@ def seconds(value: float) -> str:
     return f"{number(value)} s"
 
 
+_TIMES_BASELINE = (
+    "against PIL and a DataLoader without workers that hand over the same; of steps, against plain fp32; "
+    "of whole runs, by their time, against the first loader's"
+)
+
 COLUMNS = (
-    Column("images_per_second", "images/s", number, "median of the windows"),
-    Column("low", "low", number, "the slowest window"),
-    Column("high", "high", number, "the fastest window"),
-    Column("times_baseline", "× baseline", times, "against PIL and a DataLoader without workers"),
-    Column("times_tuned", "× tuned", times, "against the same with the number of workers that serves it best"),
+    Column("images_per_second", "images/s", number, "median of the windows; of whole runs, the seeds' mean"),
+    Column("low", "low", number, "the slowest window, or seed"),
+    Column("high", "high", number, "the fastest window, or seed"),
+    Column("times_baseline", "× baseline", times, _TIMES_BASELINE),
+    Column("times_tuned", "× tuned", times, "against the same with the workers that serve it best"),
     Column("times_before", "× before", times, "against the rung below it"),
     Column("saturation", "saturation", percent, "whole epochs end to end ÷ ceiling"),
     Column("saturation_low", "its low", percent, "the least of a turn"),
@@ -62,7 +67,7 @@ COLUMNS = (
     Column("images_per_core_second", "images/s per core", number, "rate ÷ cores it burnt"),
     Column("cores_per_gpu", "cores per GPU", number, "cores burnt to supply what a GPU demands"),
     Column("memory_bytes", "memory", told_bytes, "by which it raised what is in use, at most"),
-    Column("startup_seconds", "start", seconds, "from nothing to the first batch"),
+    Column("startup_seconds", "start", seconds, "to the first batch, with what earlier work left in caches"),
     Column("arithmetic_share", "arithmetic", percent, "of the GPU's peak"),
     Column("memory_share", "memory peak", percent, "least bytes that must move ÷ the GPU's bandwidth"),
     Column("gpu_utilisation", "GPU busy", percent, "share of time in which anything ran, by the driver"),

@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.arms import BASELINE, Task, long_epochs, ordinary, ours, refusals, tuning
-from benchmarks.measure import Arm, Found, measure, rows
+from benchmarks.arms import CACHED, FINISHED, Task, compared, long_epochs, ordinary, ours, refusals, tuning
+from benchmarks.measure import Arm, Found, measure, row
 from benchmarks.options import Keep, Result, Windows, opened, require_named, told
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
@@ -44,9 +44,7 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     others = [*rivals(task), *ours(task), *parts(task)]
     require_named(options.only, [arm.name for arm in [*ordinary(task, 1), *others]])
     workers, tried = tune(task, options, reporter)
-    compared = ordinary(task, workers)
-    tuned = compared[-1].name
-    arms = chosen([*compared, *others], tuned, options.only)
+    arms = chosen(ordinary(task, workers), others, options.only)
     result: Result = {
         "theme": "loaders",
         "environment": describe_environment(),
@@ -57,7 +55,7 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
     }
 
     def told_rows(so_far: dict[str, Found]) -> Result:
-        return {"rows": rows(arms, so_far, baseline=BASELINE, tuned=tuned)}
+        return {"rows": compared([row(arm, so_far[arm.name]) for arm in arms])}
 
     with reporter.progress("measuring") as show:
         found = measure(
@@ -77,8 +75,8 @@ def bench_loaders(options: LoaderOptions, reporter: Reporter, keep: Keep) -> Non
             result["notes"].append(f"no cores per GPU, as no model can be trained on these images: {refused}")
             keep(result)
             return
-    for row in result["rows"]:
-        row["cores_per_gpu"] = cores_needed(row, demand)
+    for one in result["rows"]:
+        one["cores_per_gpu"] = cores_needed(one, demand)
     keep(result | {"demand": {"images_per_second": demand, "origin": origin}})
 
 
@@ -91,9 +89,11 @@ def tune(task: Task, options: LoaderOptions, reporter: Reporter) -> tuple[int, d
     return max(tried, key=tried.__getitem__), tried
 
 
-def chosen(arms: list[Arm], tuned: str, only: str) -> list[Arm]:
-    """The arms asked for, and those that all are compared with."""
-    return [arm for arm in arms if only in arm.name or arm.name in (BASELINE, tuned)]
+def chosen(ordinary: list[Arm], others: list[Arm], only: str) -> list[Arm]:
+    """The arms asked for, and the ordinary ones that they are compared with; the baseline always."""
+    asked = [arm for arm in [*ordinary, *others] if only in arm.name]
+    groups = {FINISHED, *(arm.group.removesuffix(CACHED) for arm in asked)}
+    return [arm for arm in [*ordinary, *others] if arm in asked or (arm in ordinary and arm.group in groups)]
 
 
 def cores_needed(row: Result, demand: float) -> float | None:

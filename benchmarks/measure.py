@@ -1,5 +1,6 @@
 """Rates side by side: all arms take turns, window by window, so that a machine's moods fall on all alike."""
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import MemoryWatch
+from train.session import garbage_kept
 
 NOISY = 0.15
 """Spread of a row's windows, as a share of their median, above which it is marked."""
+
+_IDLE, _LOOK, _LONGEST_REST = 0.3, 0.05, 10.0
+"""Cores in use below which nobody works any more; seconds of a look at that; and of all of them together."""
 
 Tell = Callable[[int, int, str], None]
 """Called with how many windows are done, how many there are, and what comes now."""
@@ -67,6 +72,11 @@ class Found:
     """By which it raised this process's and its workers' memory, and the GPU's, at most, until it had warmed up."""
     windows: list[Window] = field(default_factory=list)
 
+    @property
+    def rates(self) -> list[float]:
+        """Of each turn, images/s."""
+        return [window.rate for window in self.windows]
+
 
 def measure(
     arms: Sequence[Arm],
@@ -85,18 +95,34 @@ def measure(
     running: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
     found: dict[str, Found] = {}
     total = (1 + windows) * len(arms)
-    for done, arm in enumerate(arms):
-        tell(done, total, f"{arm.name}, warming up")
-        with MemoryWatch() as memory:
-            running[arm.name], startup = _started(arm, seconds / 2)
-        found[arm.name] = Found(startup, memory.risen)
-    for turn in range(windows):
-        for place, arm in enumerate(arms):
-            tell((1 + turn) * len(arms) + place, total, arm.name)
-            found[arm.name].windows.append(_window(arm, running[arm.name], seconds))
-        if turn < windows - 1:
-            after(found)
+    with garbage_kept():  # as in training; and collecting it would fall on whoever's turn it is
+        for done, arm in enumerate(arms):
+            tell(done, total, f"{arm.name}, warming up")
+            _let_others_finish()
+            with MemoryWatch() as memory:
+                running[arm.name], startup = _started(arm, seconds / 2)
+            found[arm.name] = Found(startup, memory.risen)
+        for turn in range(windows):
+            for place, arm in enumerate(arms):
+                tell((1 + turn) * len(arms) + place, total, arm.name)
+                gc.collect()
+                if len(arms) > 1:
+                    _let_others_finish()
+                found[arm.name].windows.append(_window(arm, running[arm.name], seconds))
+            if turn < windows - 1:
+                after(found)
     return found
+
+
+def _let_others_finish() -> None:
+    """Waits until threads and workers have made what they make ahead: they would take the next one's cores, and what
+    they burn would count as its own."""
+    ends = time.perf_counter() + _LONGEST_REST
+    while time.perf_counter() < ends:
+        began, burnt = time.perf_counter(), cpu_seconds()
+        time.sleep(_LOOK)
+        if cpu_seconds() - burnt < _IDLE * (time.perf_counter() - began):
+            return
 
 
 def probed(arm: Arm, seconds: float) -> Window:
@@ -160,23 +186,17 @@ def _process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
-def rows(
-    arms: Sequence[Arm], found: dict[str, Found], *, baseline: str, tuned: str | None = None
-) -> list[dict[str, Any]]:
+def rows(arms: Sequence[Arm], found: dict[str, Found], *, baseline: str) -> list[dict[str, Any]]:
     """A row for each arm: medians with the range, and times the baseline as the median over the turns."""
     return [
-        row(arm, found[arm.name])
-        | {
-            "times_baseline": times_as_fast(found[arm.name], found[baseline]),
-            "times_tuned": None if tuned is None else times_as_fast(found[arm.name], found[tuned]),
-        }
+        row(arm, found[arm.name]) | {"times_baseline": times_as_fast(found[arm.name].rates, found[baseline].rates)}
         for arm in arms
     ]
 
 
 def row(arm: Arm, found: Found) -> dict[str, Any]:
     """What was measured of one arm, by itself."""
-    rates = [window.rate for window in found.windows]
+    rates = found.rates
     middle = median(rates)
     per_image = median(window.cpu_seconds / window.images for window in found.windows)
     device = [window.device_seconds for window in found.windows if window.device_seconds is not None]
@@ -201,6 +221,6 @@ def is_noisy(rates: Sequence[float], middle: float) -> bool:
     return (max(rates) - min(rates)) / middle > NOISY
 
 
-def times_as_fast(ours: Found, theirs: Found) -> float:
+def times_as_fast(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """How many times as fast, as the median over the turns."""
-    return median(a.rate / b.rate for a, b in zip(ours.windows, theirs.windows, strict=True))
+    return median(a / b for a, b in zip(ours, theirs, strict=True))

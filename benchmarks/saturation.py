@@ -281,7 +281,8 @@ def compare_with_baseline(rows: dict[str, dict[str, Any]], fed: list[Fed], found
     for this in fed:
         for title in ("fed by {}", "{} alone"):
             name, baseline = title.format(this.name), title.format("baseline")
-            rows[name]["times_baseline"] = times_as_fast(found[name], found[baseline])
+            if baseline in found:  # it may have been left out
+                rows[name]["times_baseline"] = times_as_fast(found[name].rates, found[baseline].rates)
 
 
 def _shares(work: Workload, rate: float) -> dict[str, float | None]:

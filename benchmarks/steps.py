@@ -198,7 +198,7 @@ def _gain(rungs: list[Rung], place: int, found: dict[str, Found]) -> float | Non
     below = [name for name in below if name in found]
     if rung.name not in found or not below:
         return None
-    return times_as_fast(found[rung.name], found[below[-1]])
+    return times_as_fast(found[rung.name].rates, found[below[-1]].rates)
 
 
 # --- a rung at work ------------------------------------------------------------------------------

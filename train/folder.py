@@ -1,10 +1,14 @@
 """A run's folder: what a run leaves behind, each file written whole or not at all."""
 
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,10 @@ from loaders.files import write_whole
 from loaders.machine import usable_cores
 
 CONFIG, WEIGHTS, LAST, BEST = "config.json", "model.safetensors", "last.pt", "best.pt"
+
+_WITHOUT_IMPORTING = ("simplejpeg", "triton", "ffcv", "numba", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+"""Distributions whose versions are told where they are installed: some take seconds to import, or change torch's
+threads."""
 
 
 class RunFolder:
@@ -114,8 +122,11 @@ def describe_environment() -> dict[str, Any]:
     versions = {"python": platform.python_version()} | {
         module.__name__: module.__version__ for module in (torch, torchvision, np, PIL, matplotlib)
     }
+    for name in _WITHOUT_IMPORTING:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "commit": _commit(),
         "versions": versions | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
         "platform": platform.platform(),
@@ -124,6 +135,14 @@ def describe_environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def _command() -> str:
+    """What to type in the checkout to have it again: a module is called by its name, under torchrun by that."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    return shlex.join(["python", *launcher, *(["-m", spec.parent] if spec else sys.argv[:1]), *sys.argv[1:]])
 
 
 def _commit() -> str | None:

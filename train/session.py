@@ -76,7 +76,7 @@ class Session:
 
     def train(self) -> None:
         """All epochs that are left, or as many as time allows."""
-        with _garbage_kept():
+        with garbage_kept():
             self._epochs()
 
     def _epochs(self) -> None:
@@ -343,7 +343,7 @@ def _require_number(what: str, score: Score) -> None:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Lets no collection of garbage hold up a step, for which it would go through all that torch has imported."""
     enabled = gc.isenabled()
     gc.collect()
