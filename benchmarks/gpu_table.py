@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.arms import FINISHED
-from benchmarks.columns import measured, number, percent, seconds, tenths, times
+from benchmarks.columns import attained, measured, number, percent, seconds, tenths, times
 from benchmarks.options import Result
 from benchmarks.page import checkout, machine
 from benchmarks.saturation import CEILING
@@ -67,7 +67,7 @@ def saturation_lines(name: str, mode: Mode, results: Results) -> list[Line]:
         Line(f"{title}: ceiling", _rate(rows[f"{mode}: {CEILING}"]), "; ".join([*peaks, setting])),
         Line(f"{title}: end to end", _rate(best), f"{ranked[0]}, the fastest here; no features kept"),
         *(
-            Line(f"{title}: saturation, {loader}", tenths(fed[loader]["saturation"]), _fed(fed[loader]))
+            Line(f"{title}: saturation, {loader}", attained(fed[loader]["saturation"]), _fed(fed[loader]))
             for loader in ranked
         ),
         Line(f"{title}: augmentation on the device", tenths(told["augmentation_share"]), "of the time of a step"),
@@ -75,7 +75,7 @@ def saturation_lines(name: str, mode: Mode, results: Results) -> list[Line]:
 
 
 def _fed(row: dict[str, Any]) -> str:
-    return f"{_rate(row)}; turns from {tenths(row['saturation_low'])} to {tenths(row['saturation_high'])}"
+    return f"{_rate(row)}; turns from {attained(row['saturation_low'])} to {attained(row['saturation_high'])}"
 
 
 def _rate(row: dict[str, Any]) -> str:
