@@ -18,6 +18,7 @@ from benchmarks.files import result_name
 from benchmarks.page import page
 from benchmarks.parts import PARTS
 from benchmarks.readme_tables import with_tables
+from benchmarks.report import Keeper
 from loaders import InputError
 
 HARMLESS = {"meta", "br", "rect", "line"}
@@ -113,6 +114,22 @@ def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "there is no" in err
     assert f"{runs}: a row has no rate to draw" in err
     assert {file.name for file in tmp_path.iterdir()} == {"bench.json"}
+
+
+def test_a_terminal_gets_what_fits_and_no_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = Keeper(tmp_path)
+    keep(FULL)
+    keep.conclude()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == keep.result
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    keep.conclude()
+    said = capsys.readouterr().out
+    assert max(map(len, said.split("\n\ndecoding")[0].splitlines()[:6])) <= 50
+    assert "report.html has × baseline, saturation, too" in said
+    assert "{" not in said
 
 
 # --- comparing -----------------------------------------------------------------------------------
