@@ -92,7 +92,9 @@ def warm_lines(mode: Mode, results: Results) -> list[Line]:
     """The same for which all was there, and what compiling takes by that."""
     warm = results[f"{mode}-warm"]
     compiling = _compiling(mode, results)
-    note = "" if compiling is None else f"so compiling takes {seconds(compiling)}"
+    note = "by itself: the run before, which was to compile all, has no result"
+    if compiling is not None:
+        note = f"so compiling takes {seconds(compiling)}"
     return [Line(f"{_run(mode, warm)}, the same command again", seconds(warm["seconds"]), note)]
 
 
@@ -126,13 +128,14 @@ def blog_lines(mode: Mode, results: Results) -> list[Line]:
     """The blog's loop: its rate, and by that its time for as many epochs as ours had."""
     blog, ours = results[f"blog-{mode}"], results.get(mode)
     what = f"the blog's loop, {GROUPS[mode]}"
-    how = f"an epoch of {blog['train_images']:,} images: {blog['loader']}, {blog['recipe']}, {blog['precision']}"
-    lines = [Line(what, _rate(blog), f"{how}, not compiled")]
+    rate = {"images_per_second": blog["last_images_per_second"]}
+    how = f"the last epoch, of {blog['train_images']:,} images: {blog['loader']}, {blog['recipe']}, {blog['precision']}"
+    lines = [Line(what, _rate(rate), f"{how}, not compiled")]
     if ours is None:
         return lines
     epochs, images = ours["epochs"], ours["train_images"]
-    theirs = extrapolated(epochs, images, blog["images_per_second"])
-    reckoned = f"extrapolated: {epochs} × {images:,} images at {_rate(blog)}; evaluation left out"
+    theirs = extrapolated(epochs, images, blog["last_images_per_second"])
+    reckoned = f"extrapolated: {epochs} × {images:,} images at {_rate(rate)}; evaluation left out"
     ratio = f"{seconds(theirs)} without evaluation ÷ {seconds(ours['seconds'])} with it"
     return [
         *lines,
