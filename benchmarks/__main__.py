@@ -45,7 +45,7 @@ OTHERS: dict[str, tuple[type[Any], Callable[..., int]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what is asked; what is measured ends with a table and one line of JSON.
+    """Does what is asked; what is measured ends with a table and, where it is piped, one line of JSON.
 
     Returns:
         2 where something the user gave cannot be used.

@@ -21,7 +21,7 @@ import torch
 from benchmarks import gpu_table
 from benchmarks.gpu_table import Line, Results, machine_line, markdown
 from benchmarks.options import Result, told
-from benchmarks.report import BENCH
+from benchmarks.report import BENCH, print_json
 from loaders import InputError
 from loaders.files import write_whole
 from loaders.sources.cifar10 import BINARY_FOLDER
@@ -76,7 +76,7 @@ class Extent:
     blog: tuple[str, ...]
 
 
-_CIFAR10 = Extent(epochs=20, saturation=("--seconds", "1"), blog=("--train-limit", "12800", "--val-limit", "640"))
+_CIFAR10 = Extent(epochs=20, saturation=("--seconds", "1"), blog=("--train-limit", "6400", "--val-limit", "640"))
 _SAMPLE = replace(_CIFAR10, epochs=3)
 _SMALL, _SHORT = ("--size", "32", "--batch-size", "4"), ("--windows", "2", "--seconds", "0.05")
 _CPU = Extent(
@@ -148,10 +148,13 @@ def parts(options: GpuCheckOptions, folder: Path) -> list[Part]:
         yield replace(full, compiled=kept)
 
     def blog(mode: Mode) -> Part:
-        """The loop this project started from: no autocast, nothing compiled; its rate needs no whole run."""
+        """The loop this project started from: no autocast, nothing compiled; its rate needs no whole run.
+
+        But a second epoch: by the first, its start would be counted once for each epoch it is extrapolated to.
+        """
         loop = ("--loader", "baseline", "--recipe", "classic", "--precision", "fp32", "--compile", "off")
         lines = partial(gpu_table.blog_lines, mode)
-        return train(f"blog-{mode}", mode, lines, *loop, "--epochs", "1", *extent.blog)
+        return train(f"blog-{mode}", mode, lines, *loop, "--epochs", "2", *extent.blog)
 
     def profile(mode: Mode) -> Part:
         lines = partial(gpu_table.profile_lines, mode)
@@ -206,7 +209,7 @@ def run_gpu_check(options: GpuCheckOptions) -> int:
         print(*(f"    {what}: {figure}  ({note})" for what, figure, note in lines[part.name]), sep="\n", flush=True)
     print(f"\n{(folder / TABLE).read_text()}")
     print(f"to bring home: {archived(folder)} (without checkpoints; all of it: {folder})")
-    print(json.dumps(check, default=str))
+    print_json(check)
     return 1 if any(part["state"] == "failed" for part in check["parts"]) else 0
 
 
@@ -220,7 +223,8 @@ def earlier(folder: Path, check: Result) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     before = json.loads(file.read_text())
-    same = [("options", name) for name in ("root", "data", "weights", "cpu")] + [("environment", "gpus")]
+    same = [("options", name) for name in ("root", "data", "weights", "cpu")]
+    same += [("environment", name) for name in ("gpus", "processor", "usable_cores", "versions")]
     for kind, name in same:
         if (mine := check[kind][name]) != (its := before[kind][name]):
             raise InputError(f"{folder} holds a check with {name} {its} instead of {mine}: choose another OUT")
@@ -281,6 +285,8 @@ def found(part: Part, ended: dict[str, Any], results: Results, folder: Path) -> 
         lines = part.lines(results) if part.name in results else []
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         lines = [Line(part.name, "–", f"what it wrote says nothing: {error!r}")]
+    if ended["state"] == DONE and not lines:
+        lines.append(Line(part.name, "–", "it ended well, and wrote no result"))
     if ended["state"] != DONE:
         said = f": {_reason(folder / f'{part.name}.log')}" if ended["state"] == "failed" else ""
         lines.append(Line(part.name, "–", ended["state"] + said))

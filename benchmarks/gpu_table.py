@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.arms import FINISHED
-from benchmarks.columns import measured, number, percent, seconds, tenths, times
+from benchmarks.columns import attained, measured, number, percent, seconds, tenths, times
 from benchmarks.options import Result
 from benchmarks.page import checkout, machine
 from benchmarks.saturation import CEILING
@@ -67,7 +67,7 @@ def saturation_lines(name: str, mode: Mode, results: Results) -> list[Line]:
         Line(f"{title}: ceiling", _rate(rows[f"{mode}: {CEILING}"]), "; ".join([*peaks, setting])),
         Line(f"{title}: end to end", _rate(best), f"{ranked[0]}, the fastest here; no features kept"),
         *(
-            Line(f"{title}: saturation, {loader}", tenths(fed[loader]["saturation"]), _fed(fed[loader]))
+            Line(f"{title}: saturation, {loader}", attained(fed[loader]["saturation"]), _fed(fed[loader]))
             for loader in ranked
         ),
         Line(f"{title}: augmentation on the device", tenths(told["augmentation_share"]), "of the time of a step"),
@@ -75,7 +75,7 @@ def saturation_lines(name: str, mode: Mode, results: Results) -> list[Line]:
 
 
 def _fed(row: dict[str, Any]) -> str:
-    return f"{_rate(row)}; turns from {tenths(row['saturation_low'])} to {tenths(row['saturation_high'])}"
+    return f"{_rate(row)}; turns from {attained(row['saturation_low'])} to {attained(row['saturation_high'])}"
 
 
 def _rate(row: dict[str, Any]) -> str:
@@ -92,7 +92,9 @@ def warm_lines(mode: Mode, results: Results) -> list[Line]:
     """The same for which all was there, and what compiling takes by that."""
     warm = results[f"{mode}-warm"]
     compiling = _compiling(mode, results)
-    note = "" if compiling is None else f"so compiling takes {seconds(compiling)}"
+    note = "by itself: the run before, which was to compile all, has no result"
+    if compiling is not None:
+        note = f"so compiling takes {seconds(compiling)}"
     return [Line(f"{_run(mode, warm)}, the same command again", seconds(warm["seconds"]), note)]
 
 
@@ -126,13 +128,14 @@ def blog_lines(mode: Mode, results: Results) -> list[Line]:
     """The blog's loop: its rate, and by that its time for as many epochs as ours had."""
     blog, ours = results[f"blog-{mode}"], results.get(mode)
     what = f"the blog's loop, {GROUPS[mode]}"
-    how = f"an epoch of {blog['train_images']:,} images: {blog['loader']}, {blog['recipe']}, {blog['precision']}"
-    lines = [Line(what, _rate(blog), f"{how}, not compiled")]
+    rate = {"images_per_second": blog["last_images_per_second"]}
+    how = f"the last epoch, of {blog['train_images']:,} images: {blog['loader']}, {blog['recipe']}, {blog['precision']}"
+    lines = [Line(what, _rate(rate), f"{how}, not compiled")]
     if ours is None:
         return lines
     epochs, images = ours["epochs"], ours["train_images"]
-    theirs = extrapolated(epochs, images, blog["images_per_second"])
-    reckoned = f"extrapolated: {epochs} × {images:,} images at {_rate(blog)}; evaluation left out"
+    theirs = extrapolated(epochs, images, blog["last_images_per_second"])
+    reckoned = f"extrapolated: {epochs} × {images:,} images at {_rate(rate)}; evaluation left out"
     ratio = f"{seconds(theirs)} without evaluation ÷ {seconds(ours['seconds'])} with it"
     return [
         *lines,

@@ -24,6 +24,7 @@ class Peak(NamedTuple):
 PEAKS: dict[str, Peak] = {
     "B200": Peak(2250e12, 8000e9),
     "GH200": Peak(989e12, 4000e9),
+    "H200 NVL": Peak(835e12, 4800e9),
     "H200": Peak(989e12, 4800e9),
     "H100 NVL": Peak(835e12, 3900e9),
     "H100 PCIe": Peak(756e12, 2000e9),
@@ -65,28 +66,33 @@ class Work(NamedTuple):
 
 
 def work_per_image(model: nn.Module, images: Tensor, *, head_only: bool) -> Work:
-    """By counting a forward pass of one batch `[B, 3, S, S]`; training all weights does about three times as much.
+    """By counting a forward pass of one batch `[B, 3, S, S]` and, where all weights are trained, the backward pass.
 
-    The backward pass of a layer is two products of the size of its forward one: for its input, and for its weights.
+    That of a layer is two products of the size of its forward one: for its input, which the first layer's does not
+    want, and for its weights. It reads the result's gradient and, for the weights, the input once more; it writes the
+    input's gradient.
     """
-    moved = 0
+    moved, size, before = 0, images.element_size(), images.to(next(model.parameters()).dtype)
 
-    def count(_: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def count(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
         nonlocal moved
-        moved += (given[0].numel() + result.numel()) * images.element_size()
+        into, out = given[0].numel(), result.numel()
+        weighted, first = isinstance(layer, nn.Conv2d | nn.Linear), given[0] is before
+        moved += (into + out + (0 if head_only else out + into * weighted + into * (not first))) * size
 
     counted = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, counted)]
     training = model.training
     try:
-        with FlopCounterMode(display=False) as flops, torch.no_grad():
-            model.eval().forward(images.to(next(model.parameters()).dtype))
+        with FlopCounterMode(display=False) as flops, torch.set_grad_enabled(not head_only):
+            logits = model.eval().forward(before)
+            if not head_only:
+                torch.autograd.grad(logits.sum(), [weight for weight in model.parameters() if weight.requires_grad])
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    times = (1 if head_only else 3) / len(images)
-    return Work(flops.get_total_flops() * times, moved * times)
+    return Work(flops.get_total_flops() / len(images), moved / len(images))
 
 
 def shares(rate: float, work: Work, device: torch.device, *, lowered: bool) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ reader's preference, light or dark.
 from html import escape
 from typing import Any
 
-from benchmarks.columns import PASS_MARK, by_group, cell, measured, number, percent, shown
+from benchmarks.columns import PASS_MARK, attained, by_group, cell, measured, number, percent, shown
 from benchmarks.measure import NOISY
 from benchmarks.options import Result
 
@@ -129,7 +129,7 @@ def _saturation(rows: list[dict[str, Any]]) -> list[str]:
             row["name"],
             f'<div class="fill" style="width:{100 * row["saturation"] / most:.2f}%"></div>'
             f'<div class="mark" style="left:{100 * PASS_MARK / most:.2f}%"></div>',
-            percent(row["saturation"]),
+            attained(row["saturation"]),
             noisy=bool(row.get("noisy")),
         )
         for row in sorted(measured, key=lambda row: -row["saturation"])

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.columns import PASS_MARK, by_group, measured, number, percent
+from benchmarks.columns import PASS_MARK, attained, by_group, measured, number, percent
 from benchmarks.options import Result
 
 _COLOUR, _NOISY = "#2a6fb0", "#9db7cf"
@@ -42,7 +42,7 @@ def saturation(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Shares of the ceiling, with the mark that is to be passed."""
     values = [row["saturation"] for row in rows]
     bars = axes.barh(range(len(rows)), values, color=_COLOUR)
-    axes.bar_label(bars, [f"  {percent(value)}" for value in values], padding=4, fontsize=8)
+    axes.bar_label(bars, [f"  {attained(value)}" for value in values], padding=4, fontsize=8)
     axes.axvline(PASS_MARK, color="#b04a2a", lw=1, ls="--")
     axes.set_xlim(0, max(1.15, *values))
     _finish(axes, rows, f"saturation (to pass: {percent(PASS_MARK)})")

@@ -66,9 +66,10 @@ def with_tables(text: str, root: Path) -> str:
     return _TABLE.sub(table, text)
 
 
-def rates(result: Result, keys: tuple[str, ...], *, without: str | None = None) -> str:
-    """A line per row, a block per group but for one; only columns in which there is anything."""
+def rates(result: Result, keys: tuple[str, ...], *, without: str | None = None, **titles: str) -> str:
+    """A line per row, a block per group but for one; columns in which there is anything, some by other `titles`."""
     columns = [column for column in shown(result["rows"]) if column.key in keys]
+    columns = [column._replace(title=titles.get(column.key, column.title)) for column in columns]
     lines = ["| | " + " | ".join(column.title for column in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for group, members in by_group(result["rows"]).items():
         if group == without:
@@ -110,7 +111,9 @@ def _run_cells(summary: Result) -> list[str]:
 TABLES: dict[str, Callable[[str, Result], str]] = {
     "loaders-in-short": lambda _, result: rates(_compared(result), _MAIN, without=PARTS),
     "loaders": lambda _, result: rates(_compared(result), _LOADERS),
-    "accuracy": lambda _, result: rates(result, _ACCURACY),
+    "accuracy": lambda _, result: rates(
+        result, _ACCURACY, times_baseline=f"× {result['options']['loaders'][0]}, by time"
+    ),
     "saturation": lambda _, result: rates(result, _SATURATION),
     "runs": runs,
 }

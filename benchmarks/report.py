@@ -1,6 +1,8 @@
 """What was measured, for people and for programs."""
 
 import json
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,38 @@ from loaders.files import write_whole
 BENCH, REPORT, PICTURE = "bench.json", "report.html", "bench.png"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A line per row, a block per group, fastest last; only columns in which there is anything."""
+def table(rows: list[dict[str, Any]], wide: int | None = None) -> str:
+    """A line per row, a block per group, fastest last; only columns in which there is anything.
+
+    Args:
+        wide: of a terminal, characters; what does not fit beside the names is left to the report, and that said.
+    """
     columns = shown(rows)
     widest = max(len(row["name"]) for row in rows)
     cells = {id(row): [cell(row, column) for column in columns] for row in rows}
     widths = [
         max(len(column.title), *(len(line[place]) for line in cells.values())) for place, column in enumerate(columns)
     ]
+    fit = len(columns)
+    while wide is not None and fit > 1 and widest + sum(width + 2 for width in widths[:fit]) + len("  noisy") > wide:
+        fit -= 1
+    left, columns, widths = columns[fit:], columns[:fit], widths[:fit]
     titles = "  ".join(f"{column.title:>{width}}" for column, width in zip(columns, widths, strict=True))
     lines = [f"{'':{widest}}  {titles}"]
     for group, members in by_group(rows).items():
         lines += ["", group]
         for row in members:
-            told = "  ".join(f"{text:>{width}}" for text, width in zip(cells[id(row)], widths, strict=True))
+            told = "  ".join(f"{text:>{width}}" for text, width in zip(cells[id(row)], widths, strict=False))
             lines.append(f"{row['name']:{widest}}  {told}{'  noisy' if row.get('noisy') else ''}")
+    if left:
+        lines += ["", f"{REPORT} has {', '.join(column.title for column in left)}, too"]
     return "\n".join(lines)
+
+
+def print_json(result: Result) -> None:
+    """The result as one line, for programs: a terminal would only be filled by it."""
+    if not sys.stdout.isatty():
+        print(json.dumps(result, default=str))
 
 
 class Keeper:
@@ -48,13 +66,14 @@ class Keeper:
         draw(self.result, self.folder)
 
     def conclude(self) -> None:
-        """Prints the table, where everything lies, and the result as one line of JSON."""
+        """Prints the table, where everything lies, and, where it is piped, the result as one line of JSON."""
         if self.result is None:
             return
-        print(table(self.result["rows"]))
+        wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(self.result["rows"], wide))
         print("", *sentences(self.result), sep="\n")
         print(f"\n{self.folder}: {BENCH}, {REPORT}, {PICTURE}")
-        print(json.dumps(self.result, default=str))
+        print_json(self.result)
 
 
 def sentences(result: Result) -> list[str]:

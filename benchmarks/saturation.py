@@ -156,7 +156,7 @@ def summary(
         "precision": str(work.learner.precision),
         "arithmetic_share": ceiling["arithmetic_share"],
         "memory_share": ceiling["memory_share"],
-        "augmentation_share": ceiling["images_per_second"] / by_name[AUGMENT]["images_per_second"],
+        "augmentation_share": times_as_fast(found[CEILING].rates, found[AUGMENT].rates),
         "notes": {this.name: this.note for this in fed if this.note},
     }, [one | {"name": f"{mode}: {name}"} for name, one in by_name.items()]
 

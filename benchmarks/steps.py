@@ -105,11 +105,11 @@ def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
     last = replace(
         tf32,
         name="+ channels-last",
-        switch="model.to(memory_format=torch.channels_last)",
+        switch="model.to(memory_format=torch.channels_last), images too",
         channels_last=True,
         needs_gpu=False,
     )
-    lowered = replace(last, name="+ autocast", switch="torch.autocast", lowered=True)
+    lowered = replace(last, name="+ autocast", switch="torch.autocast, images in its precision too", lowered=True)
     folded = replace(lowered, name="+ batch norm folded", switch="torch.nn.utils.fusion.fuse_conv_bn_eval", folded=True)
     best = folded if mode == "feature" else lowered
     compiled = replace(best, name=_COMPILED, switch="model.compile()", compiled=True)

@@ -1,9 +1,12 @@
 """`train`: whole runs of both modes with several loaders and seeds: accuracy and time side by side."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -82,8 +85,8 @@ def bench_time_to_accuracy(options: AccuracyOptions, reporter: Reporter, keep: K
     done: list[Ran] = []
     for loader, train in planned:
         reporter.say(f"\n{train.mode}, LOADER={loader}, seed {train.seed}")
-        torch.compiler.reset()  # each run loads its compiled code, as it would alone; not the first only
-        done.append(Ran(train.mode, loader, train.seed, run(train, World())))
+        with _nothing_compiled():
+            done.append(Ran(train.mode, loader, train.seed, run(train, World())))
         keep(
             {
                 "theme": "train",
@@ -93,10 +96,26 @@ def bench_time_to_accuracy(options: AccuracyOptions, reporter: Reporter, keep: K
                 "rows": rows(done),
                 "notes": [
                     f"seeds {', '.join(map(str, options.seeds))}: means, with the lowest and the highest",
+                    "each compiles for itself, where it compiles at all; pixels that are kept, the first one builds",
                     f"× baseline: the whole time of {options.loaders[0]} ÷ that of the row, of the same seed",
                 ],
             }
         )
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Each run compiles as it would alone: else the first pays for all, with which the others are compared."""
+    torch.compiler.reset()
+    before = dict(os.environ)
+    with TemporaryDirectory(prefix="saturate-") as folder:
+        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": str(Path(folder) / "triton")}
+        try:
+            yield
+        finally:
+            for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+                os.environ.pop(name)
+                os.environ |= {name: before[name]} if name in before else {}
 
 
 def runs(options: AccuracyOptions, folder: Path) -> Iterator[tuple[str, TrainOptions]]:

@@ -319,6 +319,7 @@ class Session:
             "val_seen": best["val_seen"],
             "last_val_top1": self.rows[-1]["val_top1"],
             "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in self.rows) / seconds,
+            "last_images_per_second": self.rows[-1]["images_per_second"],
             "data_wait": sum(r["data_wait"] * r["seconds"] for r in self.rows) / seconds,
             "parameters_total": total,
             "parameters_trainable": trainable,

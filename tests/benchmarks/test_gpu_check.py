@@ -157,6 +157,23 @@ def test_another_checks_folder_is_not_gone_on_with(
     assert "holds a check with data sample instead of cifar10: choose another OUT" in capsys.readouterr().err
 
 
+def test_another_machine_does_not_go_on_with_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = script(tmp_path / "out", "a", "print('fine')")
+    assert checked(tmp_path, monkeypatch, part) == 0
+    here = gpu_check.describe_environment()
+    monkeypatch.setattr(gpu_check, "describe_environment", lambda: here | {"usable_cores": 1000})
+    assert checked(tmp_path, monkeypatch, part) == 2
+    assert "holds a check with usable_cores" in capsys.readouterr().err
+
+
+def test_a_part_that_wrote_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    part = Part("p", (), tmp_path / "p", lambda _: [], "bench.json")
+    (line,) = found(part, {"state": "done"}, {}, tmp_path)
+    assert line == Line("p", "–", "it ended well, and wrote no result")
+
+
 def test_checkpoints_and_compiled_code_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     for name in ("finetune/last.pt", "finetune/model.safetensors", "finetune/summary.json", "compiled/feature/code.so"):

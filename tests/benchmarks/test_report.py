@@ -12,12 +12,13 @@ from PIL import Image
 from benchmarks import files
 from benchmarks.__main__ import main
 from benchmarks.arms import BASELINE, FINISHED
-from benchmarks.columns import number, percent
+from benchmarks.columns import attained, number, percent
 from benchmarks.compare import compare, slower
 from benchmarks.files import result_name
 from benchmarks.page import page
 from benchmarks.parts import PARTS
 from benchmarks.readme_tables import with_tables
+from benchmarks.report import Keeper
 from loaders import InputError
 
 HARMLESS = {"meta", "br", "rect", "line"}
@@ -76,7 +77,7 @@ def test_the_page_is_one_file_and_says_it_all() -> None:
     assert not parsed.open
     assert not parsed.links
     assert not re.search(r"https?://|url\(|@import|<script", text)
-    for told in ("fast & <new>", "<b>sample</b>", "decoding limits: <all> cores busy.", "98 %", "(noisy)", "812 µs"):
+    for told in ("fast & <new>", "<b>sample</b>", "decoding limits: <all> cores busy.", "98.0 %", "(noisy)", "812 µs"):
         assert told in parsed.text
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
@@ -115,6 +116,22 @@ def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {file.name for file in tmp_path.iterdir()} == {"bench.json"}
 
 
+def test_a_terminal_gets_what_fits_and_no_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = Keeper(tmp_path)
+    keep(FULL)
+    keep.conclude()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == keep.result
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    keep.conclude()
+    said = capsys.readouterr().out
+    assert max(map(len, said.split("\n\ndecoding")[0].splitlines()[:6])) <= 50
+    assert "report.html has × baseline, saturation, too" in said
+    assert "{" not in said
+
+
 # --- comparing -----------------------------------------------------------------------------------
 
 
@@ -135,15 +152,58 @@ def test_other_themes_and_nothing_in_common_are_refused() -> None:
 
 
 def test_the_exit_code_tells_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, rows in (("old", [row("a", 100, 0.01), row("left", 1)]), ("new", [row("a", 50, 0.01)])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(result(*rows)))
+    for name, rate in (("old", 100), ("new", 50)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(row("a", rate, 0.01))))
     both = [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
     assert main(["compare", *both]) == 0
-    assert "not in the new one: left\n" in capsys.readouterr().out
     assert main(["compare", *both, "--fail-below", "0.4"]) == 0
     assert main(["compare", *both, "--fail-below", "0.9"]) == 1
     assert main(["compare", *reversed(both), "--fail-below", "0.9"]) == 0
     assert "slower than 0.9 × what it was: a (0.50 ×)" in capsys.readouterr().out
+
+
+def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loader that can no longer be used, and rows of a window or two, of which none can tell noise from change."""
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(result(row("a", 100, 0.01), row("b", 50, windows=[50]))))
+    for name, others in (("gone", [row("left", 1)]), ("few", [row("b", 100, windows=[100, 100])])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(row("a", 100, 0.01), *others)))
+    assert main(["compare", str(tmp_path / "gone.json"), str(new)]) == 0
+    assert "not in the new one: left\n" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "gone.json"), str(new), "--fail-below", "0.9"]) == 1
+    assert "cannot be judged: left\n" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "few.json"), str(new), "--fail-below", "0.9"]) == 1
+    said = capsys.readouterr().out
+    assert "cannot be judged: b\n" in said
+    assert "slower" not in said
+
+
+def test_the_ordinary_loader_is_found_again_with_another_number_of_workers() -> None:
+    old, new = (
+        result(row("tuned baseline: the same, 4 workers", 100)),
+        result(row("tuned baseline: the same, 1 worker", 90)),
+    )
+    assert [change.ratio for change in compare(old, new)] == [0.9]
+
+
+def test_what_was_measured_otherwise_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = result(row("a", 100, 0.01))
+    machine, settings, versions = (json.loads(json.dumps(old)) for _ in range(3))
+    machine["environment"]["usable_cores"] = 16
+    settings["options"]["data"] = "cifar10"
+    for told, torch in ((old, "2.13"), (versions, "2.14")):
+        told["environment"]["versions"] = {"torch": torch}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    for new, said in ((machine, "usable_cores: 2 → 16"), (settings, "data: <b>sample</b> → cifar10")):
+        (tmp_path / "new.json").write_text(json.dumps(new))
+        both = [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
+        assert main(["compare", *both]) == 0
+        assert f"differs: {said}\n" in capsys.readouterr().out
+        assert main(["compare", *both, "--fail-below", "0.9"]) == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / "new.json").write_text(json.dumps(versions))
+    assert main(["compare", *both, "--fail-below", "0.9"]) == 0
+    assert "differs: torch: 2.13 → 2.14\n" in capsys.readouterr().out
 
 
 # --- keeping -------------------------------------------------------------------------------------
@@ -218,6 +278,12 @@ def test_a_table_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 )
 def test_numbers_have_three_digits(value: float, told: str) -> None:
     assert number(value) == told
+
+
+def test_no_mark_is_reached_by_rounding() -> None:
+    assert [attained(share) for share in (0.96, 0.9699, 0.97, 0.99999, 1.0, 1.0123)] == [
+        "96.0 %", "96.9 %", "97.0 %", "99.9 %", "100.0 %", "101.2 %",
+    ]  # fmt: skip
 
 
 def test_shares_are_told_in_percent() -> None:

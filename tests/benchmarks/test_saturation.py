@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import saturation as saturating
+from benchmarks import workload as workloads
 from benchmarks.__main__ import main
 from benchmarks.cold import cached_share, evict, files_of
 from benchmarks.hardware import GpuWatch, peak_of, shares, work_per_image
@@ -18,6 +19,7 @@ from benchmarks.saturation import Fed, losses
 from benchmarks.workload import workload
 from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
 from tests.loaders.test_loader import numbered
+from train.clock import EpochClock
 from train.models import build_model
 
 
@@ -54,6 +56,8 @@ def test_without_a_cold_epoch_there_is_no_fetch_stall_and_it_is_said_why() -> No
     [
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA L4", 121),
         ("NVIDIA L40S", 362),
@@ -107,7 +111,11 @@ def test_a_resnet18_does_what_is_published() -> None:
     forward = work_per_image(model, torch.zeros(1, 3, 224, 224), head_only=True)
     assert forward.flops / 2 == pytest.approx(1.81e9, rel=0.01)
     assert 4 * 4.0e6 < forward.bytes < 4 * 9.0e6  # of float32; about 2.5 million activations, written and read
-    assert work_per_image(model, torch.zeros(1, 3, 224, 224), head_only=False).flops == 3 * forward.flops
+    whole = work_per_image(model, torch.zeros(1, 3, 224, 224), head_only=False)
+    of_first = 2 * 64 * 112 * 112 * 3 * 7 * 7  # for its input's gradient, which nobody wants
+    assert whole.flops == 3 * forward.flops - of_first
+    assert 2 * forward.bytes < whole.bytes < 3 * forward.bytes
+    assert all(weight.grad is None for weight in model.parameters())
     assert model.training
     assert model.conv1._forward_hooks == {}
 
@@ -166,6 +174,28 @@ def test_the_devices_work_alone_gives_whole_batches() -> None:
         torch.testing.assert_close(make(), images)
         black = (0 - torch.tensor(config.mean)) / torch.tensor(config.std)
         torch.testing.assert_close(images, black[:, None, None].expand(4, 3, 8, 8))
+
+
+@pytest.mark.usefixtures("small_runs")
+def test_what_was_waited_for_is_asked_when_the_device_is_done(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that, a GPU's clock leaves out all that it has not come to yet."""
+    order: list[str] = []
+    monkeypatch.setattr(workloads, "synchronise", lambda _: order.append("done"))
+
+    def asked(_: EpochClock) -> float:
+        order.append("asked")
+        return 0.5
+
+    monkeypatch.setattr(EpochClock, "data_wait", property(asked))
+    where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
+    with workload(where, "feature", size=32, batch_size=4, precision="fp32") as work:
+        waits: list[float] = []
+        for _ in zip(range(4), work.end_to_end(work.loader("torchvision", 8), waits), strict=False):
+            pass
+    assert order == ["done", "asked"] * 2
+    assert waits == [0.5] * 2
 
 
 @pytest.mark.usefixtures("small_runs")
