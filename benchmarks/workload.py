@@ -77,9 +77,7 @@ class Workload:
             for done, batch in enumerate(batches, 1):
                 self.step(batch)
                 if done == last:
-                    synchronise(
-                        self.learner.device
-                    )  # as the trainer, which then asks for the loss: only what is over counts
+                    synchronise(self.learner.device)  # as the trainer, who asks for the loss: what is over counts
                     waits.append(clock.data_wait)
                 yield batch
 
