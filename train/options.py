@@ -52,7 +52,8 @@ class Options:
     val_limit: OptionalInt = None
     """Evaluate on this many images only, drawn at random, always the same."""
     max_minutes: OptionalFloat = None
-    """Stop training after this long, evaluate, and finish in order."""
+    """Stop training after this long, evaluate, and finish in order. The schedule of learning rates stays that of all
+    epochs: fewer --epochs come down, too."""
     seed: int = 0
     """Of the new head, the order and the augmentation."""
     deterministic: bool = False
