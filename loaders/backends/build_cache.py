@@ -121,7 +121,7 @@ def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
                     progress(others["done"], others["images"])
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             except OSError as error:  # as of some network file systems
-                raise OSError(error.errno, f"files cannot be locked there ({error.strerror})") from error
+                raise OSError(error.errno, f"files cannot be locked there ({cause(error)})") from error
         yield
 
 

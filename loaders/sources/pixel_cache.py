@@ -11,8 +11,8 @@ Images keep their aspect, nothing is cropped away and none is enlarged, so that 
 out: it is drawn for the original size, and its boxes are scaled to the kept pixels.
 
 A cache belongs to one source: one for training, one for validation; of two copies of a set whose files are of other
-times, each has its own. Of a source that was selected from
-another (`Source.take`), the other's cache serves as well; what is not there is not decoded for its sake.
+times, each has its own. Of a source that was selected from another (`Source.take`), the other's cache serves as well;
+what is not there is not decoded for its sake.
 """
 
 import json
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loaders.errors import InputError
+from loaders.errors import InputError, cause
 from loaders.machine import cache_folder, told_bytes
 from loaders.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
@@ -127,7 +127,7 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
         return None
     except OSError as error:
         raise InputError(
-            f"{layout.folder / PIXELS} cannot be mapped into memory: {error.strerror}. A limit of address space "
+            f"{layout.folder / PIXELS} cannot be mapped into memory: {cause(error)}. A limit of address space "
             f"(ulimit -v) must leave room for its {told_bytes(layout.bytes)}; SATURATE_CACHE names another place, and "
             "LOADER=torchvision keeps nothing."
         ) from error

@@ -65,6 +65,21 @@ def require_agreement(out: Path, data: Path) -> None:
     assert doubtful < len(told) / 2
 
 
+def signalled(monkeypatch: pytest.MonkeyPatch, at: int, asked: signal.Signals) -> list[None]:
+    """From now on, the process is sent a signal after its step number `at`. Returns what grows with each step."""
+    steps: list[None] = []
+    step = Learner.step
+
+    def watched(self: Learner, *given: Any) -> None:
+        step(self, *given)
+        steps.append(None)
+        if len(steps) == at:
+            os.kill(os.getpid(), asked)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    return steps
+
+
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "data_wait")} for row in rows]
 
@@ -101,21 +116,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 ) -> None:
     chosen = ("--loader", loader, "--cache-size", "48")
     assert main(arguments(image_folder, tmp_path / "whole", *chosen)) == 0
-    steps = 0
-    step = Learner.step
-
-    def killed_at_the_ninth(self: Learner, *given: object) -> None:
-        nonlocal steps
-        step(self, *given)  # type: ignore[arg-type]
-        steps += 1
-        if steps == 9:  # of 6 an epoch: in the middle of the second
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Learner, "step", killed_at_the_ninth)
+    steps = signalled(monkeypatch, 9, signal.SIGTERM)  # of 6 an epoch: in the middle of the second
     assert main(arguments(image_folder, tmp_path / "parts", *chosen)) == 128 + signal.SIGTERM
     assert not (tmp_path / "parts" / "summary.json").exists()
     assert main(arguments(image_folder, tmp_path / "parts", *chosen, "--resume")) == 0
-    assert steps == 12
+    assert len(steps) == 12
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
     whole, parts = (torch.load(tmp_path / n / "last.pt", weights_only=True)["learner"] for n in ("whole", "parts"))
     for a, b in ((whole["model"], parts["model"]), (whole["average"]["module"], parts["average"]["module"])):
@@ -170,17 +175,7 @@ def test_who_does_not_write_knows_when_the_run_was_saved(
 def test_the_baseline_interrupted_amid_an_epoch_says_what_is_left(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int
 ) -> None:
-    steps = 0
-    step = Learner.step
-
-    def interrupted(self: Learner, *given: object) -> None:
-        nonlocal steps
-        step(self, *given)  # type: ignore[arg-type]
-        steps += 1
-        if steps == at:  # of 6 an epoch
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Learner, "step", interrupted)
+    steps = signalled(monkeypatch, at, signal.SIGINT)  # of 6 an epoch
     monkeypatch.setattr(session, "_SECONDS_AMID_EPOCH", -1e9)
     options = arguments(image_folder, tmp_path / "run", "--loader", "baseline")
     assert main(options) == 128 + signal.SIGINT
@@ -188,7 +183,7 @@ def test_the_baseline_interrupted_amid_an_epoch_says_what_is_left(
     assert "LOADER=baseline cannot go on inside an epoch, this one is lost" in told
     assert ("--resume" in told) == (at == 9)  # after the first epoch, which was saved
     assert main([*options, *["--resume"] * (at == 9)]) == 0
-    assert steps == at + 6 * (1 if at == 9 else 2)
+    assert len(steps) == at + 6 * (1 if at == 9 else 2)
 
 
 def test_bad_images_of_both_splits_are_named_at_once(
