@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.measure import Arm, times_as_fast
+from benchmarks.measure import Candidate, times_as_fast
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.backends.host import batches_ahead
 from loaders.backends.streamed import SLOTS, StreamedLoader
-from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.loader import Loader
-from loaders.machine import SHARED_MEMORY, free_on_disk
+from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.sources import ImageFiles, PixelArray
+from loaders.system.machine import SHARED_MEMORY, free_on_disk
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"
@@ -82,13 +82,15 @@ def once(source: Source) -> tuple[Source, NDArray[np.int64]]:
     return source.select(firsts), places
 
 
-def ours(task: Task) -> list[Arm]:
+def ours(task: Task) -> list[Candidate]:
     """Every loader that can be used here, but for the baseline, with uint8 and with finished batches."""
     decoding = not isinstance(task.source.images, PixelArray)
 
-    def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Arm:
+    def arm(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Candidate:
         group += CACHED if decoding and name in KEEPING_PIXELS else ""
-        return Arm(group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)), lying_ready(name, task))
+        return Candidate(
+            group, title, lambda: endless(_loader(task, name, dtype, scaled=scaled)), lying_ready(name, task)
+        )
 
     found = []
     refused = refusals(task)
@@ -113,11 +115,11 @@ def refusals(task: Task) -> dict[str, str]:
     return found
 
 
-def ordinary(task: Task, tuned: int) -> list[Arm]:
+def ordinary(task: Task, tuned: int) -> list[Candidate]:
     """The loader people have today, without workers and with as many as serve it best here (`tuned`)."""
     return [
-        Arm(FINISHED, BASELINE, lambda: endless(_loader(task, "baseline", torch.float32))),
-        Arm(UINT8, UINT8_BASELINE, lambda: repeated(task, _pillow(task, finished=False), 0)),
+        Candidate(FINISHED, BASELINE, lambda: endless(_loader(task, "baseline", torch.float32))),
+        Candidate(UINT8, UINT8_BASELINE, lambda: repeated(task, _pillow(task, finished=False), 0)),
         _pillow_workers(task, tuned),
         _pillow_workers(task, tuned, finished=False),
     ]
@@ -142,7 +144,7 @@ def _against(row: dict[str, Any], rows: list[dict[str, Any]], beginnings: dict[s
     return times_as_fast(row["windows"], theirs[0]["windows"]) if theirs else None
 
 
-def tuning(task: Task) -> dict[int, Arm]:
+def tuning(task: Task) -> dict[int, Candidate]:
     """The ordinary loader with several numbers of workers, of which the best is the tuned baseline."""
     cores, most = task.workers, most_workers(task, torch.float32)
     counts = {min(count, most) for count in (1, max(1, cores // 2), cores, 2 * cores)}
@@ -158,10 +160,10 @@ def most_workers(task: Task, dtype: torch.dtype) -> int:
     return free_on_disk(SHARED_MEMORY) // (_ALIVE * ready(1) * batch)
 
 
-def _pillow_workers(task: Task, workers: int, *, finished: bool = True) -> Arm:
+def _pillow_workers(task: Task, workers: int, *, finished: bool = True) -> Candidate:
     group, beginning = (FINISHED, TUNED) if finished else (UINT8, UINT8_TUNED)
     name = f"{beginning}{workers} worker{'s' * (workers != 1)}"
-    return Arm(group, name, lambda: repeated(task, _pillow(task, finished=finished), workers), ready(workers))
+    return Candidate(group, name, lambda: repeated(task, _pillow(task, finished=finished), workers), ready(workers))
 
 
 def ready(workers: int) -> int:

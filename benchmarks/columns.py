@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import floor
 from typing import Any, NamedTuple
 
-from loaders.machine import told_bytes
+from loaders.system.machine import format_bytes
 
 PASS_MARK = 0.97
 """Saturation that is to be reached; MLPerf Storage asks for 0.90."""
@@ -72,7 +72,7 @@ COLUMNS = (
     Column("cpu_seconds_per_1000", "CPU s/1000", number, "CPU seconds for 1,000 images, of all threads and workers"),
     Column("images_per_core_second", "images/s per core", number, "rate ÷ cores it burnt"),
     Column("cores_per_gpu", "cores per GPU", number, "cores burnt to supply what a GPU demands"),
-    Column("memory_bytes", "memory", told_bytes, "by which it raised what is in use, at most"),
+    Column("memory_bytes", "memory", format_bytes, "by which it raised what is in use, at most"),
     Column("startup_seconds", "start", seconds, "to the first batch, with what earlier work left in caches"),
     Column("arithmetic_share", "arithmetic", percent, "of the GPU's peak"),
     Column("memory_share", "memory peak", percent, "least bytes that must move ÷ the GPU's bandwidth"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.columns import number, percent
-from loaders.stages import Stage
+from loaders.system.instrument import Stage
 
 Limit = Literal["step", "host", "loader", "plan", "read", "decode", "resize", "copy", "augment"]
 """The step's arithmetic; the host that launches it; a loader that tells nothing of its stages; or one of its stages."""

@@ -23,8 +23,8 @@ from benchmarks.gpu_table import Line, Results, machine_line, markdown
 from benchmarks.options import Result, told
 from benchmarks.report import BENCH, print_json
 from loaders import InputError
-from loaders.files import write_whole
 from loaders.sources.cifar10 import BINARY_FOLDER
+from loaders.system.files import write_whole
 from train.folder import describe_environment
 from train.models import imagenet_file
 from train.options import OptionalFloat, OptionalPath, OptionalStr

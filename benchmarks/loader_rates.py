@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.arms import CACHED, FINISHED, Task, compared, long_epochs, ordinary, ours, refusals, tuning
-from benchmarks.measure import Arm, Found, measure, row
+from benchmarks.measure import Candidate, Found, measure, row
 from benchmarks.options import Keep, Result, Windows, opened, require_named, told
 from benchmarks.parts import parts
 from benchmarks.rivals import rivals
@@ -89,7 +89,7 @@ def tune(task: Task, options: LoaderOptions, reporter: Reporter) -> tuple[int, d
     return max(tried, key=tried.__getitem__), tried
 
 
-def chosen(ordinary: list[Arm], others: list[Arm], only: str) -> list[Arm]:
+def chosen(ordinary: list[Candidate], others: list[Candidate], only: str) -> list[Candidate]:
     """The arms asked for, and the ordinary ones that they are compared with; the baseline always."""
     asked = [arm for arm in [*ordinary, *others] if only in arm.name]
     groups = {FINISHED, *(arm.group.removesuffix(CACHED) for arm in asked)}

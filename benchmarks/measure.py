@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import MemoryWatch
-from train.session import garbage_kept
+from train.session import gc_disabled
 
 NOISY = 0.15
 """Spread of a row's windows, as a share of their median, above which it is marked."""
@@ -27,7 +27,7 @@ Tell = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Candidate:
     """One way to get batches."""
 
     group: str
@@ -79,7 +79,7 @@ class Found:
 
 
 def measure(
-    arms: Sequence[Arm],
+    arms: Sequence[Candidate],
     *,
     windows: int,
     seconds: float,
@@ -95,7 +95,7 @@ def measure(
     running: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
     found: dict[str, Found] = {}
     total = (1 + windows) * len(arms)
-    with garbage_kept():  # as in training; and collecting it would fall on whoever's turn it is
+    with gc_disabled():  # as in training; and collecting it would fall on whoever's turn it is
         for done, arm in enumerate(arms):
             tell(done, total, f"{arm.name}, warming up")
             _let_others_finish()
@@ -125,12 +125,12 @@ def _let_others_finish() -> None:
             return
 
 
-def probed(arm: Arm, seconds: float) -> Window:
+def probed(arm: Candidate, seconds: float) -> Window:
     """A single window, after a warming up of half its length: its rate, roughly."""
     return measure([arm], windows=1, seconds=seconds)[arm.name].windows[0]
 
 
-def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]], float]:
+def _started(arm: Candidate, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]], float]:
     """An arm's batches, warmed up, and how long the first took."""
     began = time.perf_counter()
     batches = iter(arm.batches())
@@ -143,7 +143,7 @@ def _started(arm: Arm, seconds: float) -> tuple[Iterator[tuple[Tensor, Tensor]],
     return batches, startup
 
 
-def _window(arm: Arm, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> Window:
+def _window(arm: Candidate, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> Window:
     arm.before()
     if arm.ahead and arm.together == 1:  # an epoch begins with nothing ready
         for _ in range(arm.ahead + 1):  # the last is waited for: a window ends with a delivery, and so begins with one
@@ -186,7 +186,7 @@ def _process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
-def rows(arms: Sequence[Arm], found: dict[str, Found], *, baseline: str) -> list[dict[str, Any]]:
+def rows(arms: Sequence[Candidate], found: dict[str, Found], *, baseline: str) -> list[dict[str, Any]]:
     """A row for each arm: medians with the range, and times the baseline as the median over the turns."""
     return [
         row(arm, found[arm.name]) | {"times_baseline": times_as_fast(found[arm.name].rates, found[baseline].rates)}
@@ -194,7 +194,7 @@ def rows(arms: Sequence[Arm], found: dict[str, Found], *, baseline: str) -> list
     ]
 
 
-def row(arm: Arm, found: Found) -> dict[str, Any]:
+def row(arm: Candidate, found: Found) -> dict[str, Any]:
     """What was measured of one arm, by itself."""
     rates = found.rates
     middle = median(rates)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from loaders import InputError, Source, open_data
-from loaders.machine import usable_cores
+from loaders.system.machine import usable_cores
 from train.console import Reporter
 from train.device import DeviceName, choose_device
 from train.options import OptionalInt, OptionalPath, require_positive

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.arms import Batches, Task, endless, lying_ready
-from benchmarks.measure import Arm
+from benchmarks.measure import Candidate
 from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
-from loaders.backends.build_cache import build_cache, with_kept_pixels
-from loaders.backends.decode import load_pixels
-from loaders.backends.host import HostLoader, Making
+from loaders.backends.host import HostLoader, PendingBatch
 from loaders.backends.streamed import flat_pixels, gather, stage
-from loaders.machine import cache_folder
-from loaders.plan import Plan
+from loaders.cache.build import build_cache, with_pixel_cache
+from loaders.cache.pixel_cache import Layout, Preprocessing
+from loaders.ops.decode import load_pixels
+from loaders.sampling.plan import Plan
 from loaders.sources import PixelArray
 from loaders.sources.base import CachedPixels
-from loaders.sources.pixel_cache import Layout, Preprocessing
+from loaders.system.machine import cache_folder
 
 PARTS = "one part alone"
 
@@ -33,28 +33,28 @@ _BUILT = 2048  # images of a cache, built again and again: of 512, opening, lock
 _IN_MEMORY = 256  # images that resizing alone goes through: more than a cache holds, few enough to decode beforehand
 
 
-def parts(task: Task) -> list[Arm]:
+def parts(task: Task) -> list[Candidate]:
     """What no loader that does this work on the CPU's cores, or by way of them, can exceed."""
     threads = f"{task.workers} thread{'s' * (task.workers > 1)}"
-    found: list[Arm] = []
+    found: list[Candidate] = []
     if not isinstance(task.source.images, PixelArray):
         found.append(_by_threads(f"decode only, {threads}", task, lambda: _DecodeOnly(task.source, _config(task))))
     found += [
         _by_threads(f"resize only, {threads}", task, lambda: _ResizeOnly(_few(task.source), _config(task))),
-        Arm(PARTS, _copy_name(task), lambda: _copies(task)),
+        Candidate(PARTS, _copy_name(task), lambda: _copies(task)),
     ]
     if not isinstance(task.source.images, PixelArray):
         found += [
             _by_threads(f"decode whole images, {threads}", task, lambda: _DecodeWhole(task.source, _config(task))),
-            Arm(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), before=_empty_bin),
-            Arm(PARTS, GATHER, lambda: _gathers(task, random=True)),
-            Arm(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False)),
+            Candidate(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), before=_empty_bin),
+            Candidate(PARTS, GATHER, lambda: _gathers(task, random=True)),
+            Candidate(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False)),
         ]
     return found
 
 
-def _by_threads(name: str, task: Task, loader: Callable[[], HostLoader]) -> Arm:
-    return Arm(PARTS, name, lambda: endless(loader()), lying_ready(HostLoader.name, task))
+def _by_threads(name: str, task: Task, loader: Callable[[], HostLoader]) -> Candidate:
+    return Candidate(PARTS, name, lambda: endless(loader()), lying_ready(HostLoader.name, task))
 
 
 def _config(task: Task) -> LoaderConfig:
@@ -66,7 +66,7 @@ class _DecodeOnly(HostLoader):
     """The host's loader that leaves the pixels where they are; its batches hold anything. Of a JPEG, no row is
     decoded that lies below the crop."""
 
-    def _read(self, squares: Tensor, batch: Making, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
+    def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
         for place in places:
             self._load_or_substitute(batch.plan, ids, place)
 
@@ -116,8 +116,8 @@ def _copies(task: Task) -> Batches:
 def kept(source: Source) -> Source:
     """The same samples with kept pixels: of the set that `source` repeats, decoded once."""
     whole = source if source.selected_from is None else source.selected_from[0]
-    with_kept_pixels(whole, Preprocessing(), report_bad=_passed_over)
-    return with_kept_pixels(source, Preprocessing(), report_bad=_passed_over)
+    with_pixel_cache(whole, Preprocessing(), report_bad=_passed_over)
+    return with_pixel_cache(source, Preprocessing(), report_bad=_passed_over)
 
 
 def _passed_over(index: int, reason: str) -> None:

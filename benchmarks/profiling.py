@@ -22,19 +22,19 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from benchmarks.columns import number
 from benchmarks.diagnosis import Measured, diagnose
-from benchmarks.measure import Arm, Window, cpu_seconds, is_noisy, probed
+from benchmarks.measure import Candidate, Window, cpu_seconds, is_noisy, probed
 from benchmarks.options import Keep, Result, Where, told
 from benchmarks.workload import Workload, synchronise, workload
 from loaders import Batch, InputError, available_loaders, build_loader
-from loaders.machine import usable_cores
-from loaders.stages import ON_DEVICE, Recorder, Span, Stage, Total, recording, stage
+from loaders.system.instrument import ON_DEVICE, Recorder, Span, Stage, Total, recording, stage
+from loaders.system.machine import usable_cores
 from train.clock import EpochClock
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
 from train.options import OptionalInt, OptionalPath, require_positive
 from train.recipes import Mode, RecipeName
-from train.world import joined_world
+from train.world import joined_process_group
 
 _TIMELINE_STEPS = 4
 _FEWEST_STEPS = 5  # that are measured: each is a window then
@@ -84,7 +84,7 @@ class ProfileOptions(Where):
 def bench_profile(options: ProfileOptions, reporter: Reporter, keep: Keep) -> None:
     """Measures some steps, says what limits them, then traces a few more."""
     with (
-        joined_world(use_cuda=options.torch_device.type == "cuda") as world,
+        joined_process_group(use_cuda=options.torch_device.type == "cuda") as world,
         workload(
             options,
             options.mode,
@@ -102,7 +102,7 @@ def bench_profile(options: ProfileOptions, reporter: Reporter, keep: Keep) -> No
         pace = warm_up(work, batches, options)
         steps = max(_FEWEST_STEPS, options.lasting(options.steps, 1, pace))
         seen = record_steps(work, batches, steps)
-        alone = probed(Arm("loader alone", options.loader, lambda: batches), _ALONE * options.seconds)
+        alone = probed(Candidate("loader alone", options.loader, lambda: batches), _ALONE * options.seconds)
         result = described(options, work, seen, alone)
         result["nsys"] = nsys_line(keep.folder)
         if world.is_main:

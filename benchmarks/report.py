@@ -12,7 +12,7 @@ from benchmarks.options import Result
 from benchmarks.page import page
 from benchmarks.picture import picture
 from loaders import InputError
-from loaders.files import write_whole
+from loaders.system.files import write_whole
 
 BENCH, REPORT, PICTURE = "bench.json", "report.html", "bench.png"
 

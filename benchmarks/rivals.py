@@ -20,22 +20,22 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.arms import CACHED, UINT8, Batches, Task, endless, lying_ready, most_workers, once, ready, repeated
-from benchmarks.measure import Arm
+from benchmarks.measure import Candidate
 from benchmarks.parts import kept
 from loaders.backends.dali import DaliLoader
-from loaders.backends.decode import load_pixels
 from loaders.backends.ffcv import FFCVLoader
-from loaders.machine import cache_folder
+from loaders.ops.decode import load_pixels
 from loaders.sources import ImageFiles, PixelArray, Source
+from loaders.system.machine import cache_folder
 
 # --- torchvision -----------------------------------------------------------------------------------
 
 
-def torchvision_v2(task: Task) -> list[Arm]:
+def torchvision_v2(task: Task) -> list[Candidate]:
     """torchvision's second generation in a DataLoader, with as many workers as cores."""
     workers = min(task.workers, most_workers(task, torch.uint8))
     name = f"torchvision v2, {workers} workers, uint8"
-    return [Arm(UINT8, name, lambda: repeated(task, TorchvisionDataset(task), workers), ready(workers))]
+    return [Candidate(UINT8, name, lambda: repeated(task, TorchvisionDataset(task), workers), ready(workers))]
 
 
 class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
@@ -72,19 +72,19 @@ class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
 _FFCV_READY = 4  # batches: three in a queue, one in the hands of the thread that fills it
 
 
-def ffcv(task: Task) -> list[Arm]:
+def ffcv(task: Task) -> list[Candidate]:
     """FFCV's loader; and its resampling with our plan, whose exact resampling has a row of its own."""
     if FFCVLoader.missing() is not None:
         return []
     found = [
-        Arm(UINT8, "FFCV, its own way", lambda: _ffcv(task), _FFCV_READY),
-        Arm(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task)), lying_ready("ffcv", task)),
+        Candidate(UINT8, "FFCV, its own way", lambda: _ffcv(task), _FFCV_READY),
+        Candidate(UINT8, "ffcv, uint8, FFCV's resampling", lambda: endless(_area(task)), lying_ready("ffcv", task)),
     ]
     if isinstance(task.source.images, ImageFiles):
         raw, same = "FFCV, its own way, raw at 256 px", "FFCV, its own way, the folder's JPEGs"
         found += [
-            Arm(UINT8, same, lambda: _ffcv(task, as_they_are=True), _FFCV_READY),
-            Arm(UINT8 + CACHED, raw, lambda: _ffcv(replace(task, source=kept(task.source))), _FFCV_READY),
+            Candidate(UINT8, same, lambda: _ffcv(task, as_they_are=True), _FFCV_READY),
+            Candidate(UINT8 + CACHED, raw, lambda: _ffcv(replace(task, source=kept(task.source))), _FFCV_READY),
         ]
     return found
 
@@ -173,11 +173,11 @@ def _beton(source: Source, workers: int) -> Path:
 _DALI_READY = 4  # batches: two that its CPU part has finished, two that its GPU part has
 
 
-def dali(task: Task) -> list[Arm]:
+def dali(task: Task) -> list[Candidate]:
     """DALI's pipeline, driven by its iterator for torch."""
     if DaliLoader.missing() is not None:
         return []
-    return [Arm(UINT8, "DALI, its own way", lambda: _dali(task), _DALI_READY)]
+    return [Candidate(UINT8, "DALI, its own way", lambda: _dali(task), _DALI_READY)]
 
 
 def _dali(task: Task) -> Batches:
@@ -222,9 +222,9 @@ def _shuffled(task: Task) -> Iterator[tuple[list[Any], list[Any]]]:
             yield list(task.source.images.pixels[ids]), list(task.source.labels[ids, None])
 
 
-RIVALS: tuple[Callable[[Task], list[Arm]], ...] = (torchvision_v2, ffcv, dali)
+RIVALS: tuple[Callable[[Task], list[Candidate]], ...] = (torchvision_v2, ffcv, dali)
 
 
-def rivals(task: Task) -> list[Arm]:
+def rivals(task: Task) -> list[Candidate]:
     """All of them that can be had here."""
     return [arm for rival in RIVALS for arm in rival(task)]

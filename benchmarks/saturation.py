@@ -16,13 +16,13 @@ from torch import Tensor
 from benchmarks.arms import KEEPING_PIXELS, Batches, endless, made_ready
 from benchmarks.cold import evict, files_read
 from benchmarks.hardware import GpuWatch, shares, work_per_image
-from benchmarks.measure import Arm, Found, measure, probed, row, times_as_fast
+from benchmarks.measure import Candidate, Found, measure, probed, row, times_as_fast
 from benchmarks.options import Keep, Result, Windows, require_named, told
 from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
-from loaders.device import reference
-from loaders.device.batches import finished_batch, fused_kernels
-from loaders.plan import Plan
+from loaders.ops import reference
+from loaders.ops.device_batch import finished_batch, fused_kernels
+from loaders.sampling.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture
@@ -110,10 +110,10 @@ class Fed:
 
 def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporter: Reporter, known: Known) -> None:
     """Measures one mode; `known` is told of it after each turn."""
-    step = probed(Arm(CEILING, CEILING, work.ceiling), options.seconds / 2).rate
+    step = probed(Candidate(CEILING, CEILING, work.ceiling), options.seconds / 2).rate
     lengths: dict[str, int] = {}
     names = [name for name in available_loaders() if options.only in name or name == "baseline"]
-    arms, fed = [Arm(CEILING, CEILING, work.ceiling), _augmenting(work)], []
+    arms, fed = [Candidate(CEILING, CEILING, work.ceiling), _augmenting(work)], []
     for name in names:
         try:
             lengths[name] = options.images or epoch_images(work, name, step, options.seconds)
@@ -139,7 +139,7 @@ def measure_mode(work: Workload, mode: Mode, options: SaturationOptions, reporte
 
 
 def summary(
-    work: Workload, mode: Mode, arms: list[Arm], fed: list[Fed], lengths: dict[str, int], found: dict[str, Found]
+    work: Workload, mode: Mode, arms: list[Candidate], fed: list[Fed], lengths: dict[str, int], found: dict[str, Found]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What one mode comes to, and its rows."""
     by_name = {arm.name: row(arm, found[arm.name]) | {"group": f"{mode}: {arm.group}"} for arm in arms}
@@ -171,18 +171,18 @@ def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     rate = step
     if name not in KEEPING_PIXELS:  # which would have to decode them first
         few = _FEWEST_BATCHES * batch_size
-        alone = Arm(ALONE, name, lambda: endless(work.loader(name, few)))
+        alone = Candidate(ALONE, name, lambda: endless(work.loader(name, few)))
         rate = min(step, probed(alone, seconds / 2).rate)
     fit = _MOST_BYTES / max(1.0, source.pixel_bytes / len(source))
     return max(_FEWEST_BATCHES, int(min(fit, rate * seconds)) // batch_size) * batch_size
 
 
-def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
+def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Candidate]]:
     """A loader's arms for epochs of so many images: alone, end to end, and with a cold cache where it reads files."""
     fed, together = Fed(name), max(1, images // work.config.batch_size)
     loader = work.loader(name, images)
-    warm = Arm(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
-    arms = [Arm(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
+    warm = Candidate(END_TO_END, _fed_name(name), lambda: work.end_to_end(loader, fed.waits), together=together)
+    arms = [Candidate(ALONE, f"{name} alone", lambda: endless(work.loader(name, images)), together=together), warm]
     if not files_read(made_ready(loader)):
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
@@ -201,8 +201,8 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Arm]]:
     return fed, arms
 
 
-def _end_to_end(work: Workload, name: str, title: str, images: int) -> Arm:
-    return Arm(
+def _end_to_end(work: Workload, name: str, title: str, images: int) -> Candidate:
+    return Candidate(
         END_TO_END,
         title,
         lambda: work.end_to_end(work.loader(name, images), []),
@@ -214,7 +214,7 @@ def _fed_name(name: str) -> str:
     return f"fed by {name}"
 
 
-def _augmenting(work: Workload) -> Arm:
+def _augmenting(work: Workload) -> Candidate:
     """What the device does to finish a batch: on a GPU from whole images on, on a CPU after the first read."""
     loader, config = work.session.train_loader, work.config
 
@@ -225,7 +225,7 @@ def _augmenting(work: Workload) -> Arm:
         while True:
             yield make(), labels
 
-    return Arm(AUGMENT, AUGMENT, batches)
+    return Candidate(AUGMENT, AUGMENT, batches)
 
 
 def _from_images(loader: Loader, ids: NDArray[np.int64], plan: Plan) -> Callable[[], Tensor]:

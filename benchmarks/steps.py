@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import ResNet
 
-from benchmarks.measure import Arm, Found, measure, rows, times_as_fast
+from benchmarks.measure import Candidate, Found, measure, rows, times_as_fast
 from benchmarks.options import Keep, Machine, told
 from loaders import PlanSpec, RandomResizedCrop
-from loaders import plan as plans
-from loaders.device import reference, resample
-from loaders.device.batches import fused_kernels
-from loaders.machine import can_compile
-from loaders.plan import Plan
+from loaders.ops import reference, resample
+from loaders.ops.device_batch import fused_kernels
+from loaders.sampling import plan as plans
+from loaders.sampling.plan import Plan
+from loaders.system.machine import can_compile
 from train.console import Reporter
 from train.folder import describe_environment
 from train.models import Architecture, build_model, folded_backbone, freeze_backbone
@@ -137,13 +137,13 @@ def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
         replace(
             beside,
             name="compile, augmentation in torch",
-            switch="loaders.device.resample, then reference",
+            switch="loaders.ops.resample, then reference",
             augmented="torch",
         ),
         replace(
             beside,
             name="compile, fused augmentation",
-            switch="loaders.device.fused",
+            switch="loaders.ops.fused",
             augmented="fused",
             needs_gpu=True,
         ),
@@ -171,7 +171,7 @@ def _climbed(mode: Mode, options: StepsOptions, device: torch.device, reporter: 
     """A row for each rung of one mode."""
     rungs = ladder(mode, autotune=options.autotune)
     arms = {
-        rung.name: Arm(GROUPS[mode], rung.name, partial(stepping, rung, mode, options, device))
+        rung.name: Candidate(GROUPS[mode], rung.name, partial(stepping, rung, mode, options, device))
         for rung in rungs
         if rung.missing(device) is None
     }

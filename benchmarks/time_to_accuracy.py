@@ -21,7 +21,7 @@ from train.options import OptionalInt
 from train.options import Options as TrainOptions
 from train.recipes import Mode, RecipeName
 from train.run import run
-from train.world import World
+from train.world import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def bench_time_to_accuracy(options: AccuracyOptions, reporter: Reporter, keep: K
     for loader, train in planned:
         reporter.say(f"\n{train.mode}, LOADER={loader}, seed {train.seed}")
         with _nothing_compiled():
-            done.append(Ran(train.mode, loader, train.seed, run(train, World())))
+            done.append(Ran(train.mode, loader, train.seed, run(train, ProcessGroup())))
         keep(
             {
                 "theme": "train",

@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.arms import Batches, long_epochs, made_ready
-from benchmarks.measure import Arm, measure
+from benchmarks.measure import Candidate, measure
 from benchmarks.options import Where
 from loaders import Batch, Loader, build_loader
 from train.clock import EpochClock
 from train.console import Reporter
-from train.learner import Learner, Tally
+from train.learner import Learner, MetricAccumulator
 from train.options import Options as TrainOptions
 from train.prepare import prepare
 from train.recipes import Mode
 from train.session import Session
 from train.stopping import StopRequest
-from train.world import World
+from train.world import ProcessGroup
 
 _BATCHES_IN_TURN = 4  # of a ceiling: finished batches, on the device
 
@@ -39,7 +39,7 @@ class Workload:
         self.learner.start_epoch()
         # The run's own schedule ends with its last step; here there may be more of them.
         self.learner.scheduler = LambdaLR(self.learner.optimizer, lambda _: 1.0)
-        self._tally = Tally(self.learner.device)
+        self._tally = MetricAccumulator(self.learner.device)
         self._finished: list[Batch] | None = None
 
     def step(self, batch: Batch) -> None:
@@ -83,7 +83,7 @@ class Workload:
 
 
 @contextmanager
-def workload(options: Where, mode: Mode, world: World | None = None, **more: Any) -> Iterator[Workload]:
+def workload(options: Where, mode: Mode, world: ProcessGroup | None = None, **more: Any) -> Iterator[Workload]:
     """What `python -m train` would run with these options, from random weights unless said otherwise.
 
     Args:
@@ -100,7 +100,7 @@ def workload(options: Where, mode: Mode, world: World | None = None, **more: Any
             out=Path(folder) / mode,
             **{"weights": "none", **given},
         )
-        session = prepare(train, world or World(), Reporter(quiet=True), StopRequest())
+        session = prepare(train, world or ProcessGroup(), Reporter(quiet=True), StopRequest())
         with session.train_loader, session.val_loader:
             yield Workload(session)
 
@@ -113,7 +113,7 @@ def quick_batches(device: torch.device) -> int | None:
 def measured_ceiling(options: Where, mode: Mode, size: int) -> float:
     """Images/s of a mode's step fed from the device: a few short windows."""
     with workload(options, mode, size=size, batch_size=quick_batches(options.torch_device)) as work:
-        arm = Arm("ceiling", mode, work.ceiling)
+        arm = Candidate("ceiling", mode, work.ceiling)
         found = measure([arm], windows=3, seconds=0.5)[mode]
     return median(window.rate for window in found.windows)
 

@@ -10,11 +10,11 @@ The way of a batch: source → order → plan → backend (decode, crop, resize)
 normalise).
 """
 
-from loaders.arithmetic import Choice
-from loaders.choice import available_loaders, build_loader, choose_loader
+from loaders.auto import Choice
 from loaders.errors import BadImage, BadImageError, InputError
+from loaders.factory import available_loaders, build_loader, choose_loader
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
-from loaders.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
+from loaders.sampling.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
 from loaders.sources import Source, open_data
 
 __all__ = [

@@ -12,12 +12,12 @@ try:
 
     from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
     from loaders.backends import BACKENDS
-    from loaders.console import open_console, paced, shown_progress
+    from loaders.cache.pixel_cache import Layout, Preprocessing
     from loaders.loader import require_good
-    from loaders.machine import told_bytes
     from loaders.sources import ImageFiles
     from loaders.sources.index import MAX_PIXELS
-    from loaders.sources.pixel_cache import Layout, Preprocessing
+    from loaders.system.console import open_console, paced, shown_progress
+    from loaders.system.machine import format_bytes
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
@@ -104,7 +104,7 @@ def _build(source: Source, what: str, options: Cache, console: Console) -> None:
         console.print(f"left out: {image}", markup=False)
     kept = len(source) - len(loader.bad_images)
     layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
-    told = f"{kept:,} images {what}, {told_bytes(layout.bytes)} in {layout.folder}"
+    told = f"{kept:,} images {what}, {format_bytes(layout.bytes)} in {layout.folder}"
     console.print(f"{source.name}: {told}", markup=False)
 
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders import order, plan
-from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
-from loaders.device.transfer import sent
 from loaders.errors import BadImage, BadImageError, InputError
-from loaders.order import PADDING
-from loaders.plan import Plan, PlanSpec
+from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.ops.transfer import sent
+from loaders.sampling import order, plan
+from loaders.sampling.order import PADDING
+from loaders.sampling.plan import Plan, PlanSpec
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
-from loaders.stages import stage
+from loaders.system.instrument import stage
 
 NO_LABEL = -100
 """The label of padding in an evaluation's last batch: `cross_entropy` ignores it, no prediction equals it."""

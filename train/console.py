@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from loaders.console import Show, open_console, shown_progress
+from loaders.system.console import Show, open_console, shown_progress
 
 
 class Reporter:
@@ -24,5 +24,5 @@ class Reporter:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def progress(self, title: str) -> AbstractContextManager[Show]:
-        """Of a piece of work: see `loaders.console.shown_progress`."""
+        """Of a piece of work: see `loaders.system.console.shown_progress`."""
         return shown_progress(self.console, title)

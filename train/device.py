@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from loaders import InputError
-from loaders.machine import usable_cores
+from loaders.system.machine import usable_cores
 
 DeviceName = Literal["auto", "cuda", "cpu"]
 

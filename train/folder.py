@@ -23,8 +23,8 @@ from torch import Tensor
 
 from loaders import InputError
 from loaders.errors import cause
-from loaders.files import write_whole
-from loaders.machine import usable_cores
+from loaders.system.files import write_whole
+from loaders.system.machine import usable_cores
 
 CONFIG, WEIGHTS, LAST, BEST = "config.json", "model.safetensors", "last.pt", "best.pt"
 

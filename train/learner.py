@@ -15,16 +15,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
-from loaders.stages import stage
+from loaders.system.instrument import stage
 from train.models import folded_backbone, freeze_backbone, set_training_mode
 from train.precision import Precision
 from train.recipes import Mode, Recipe
-from train.world import World
+from train.world import ProcessGroup
 
 _WARM_UP = 0.1  # share of the steps in which the one-cycle learning rate rises
 
 
-class Tally:
+class MetricAccumulator:
     """Loss and correct predictions over many batches; exact counts, kept on the device until asked for."""
 
     def __init__(self, device: torch.device) -> None:
@@ -36,19 +36,19 @@ class Tally:
         self._loss_sum += loss_sum
         self._counts += torch.stack([(logits.argmax(1) == labels).sum(), (labels != NO_LABEL).sum()])
 
-    def result(self, world: World) -> "Score":
+    def result(self, world: ProcessGroup) -> "Metrics":
         """Over all processes. Waits for the device."""
         correct, seen = world.sum(self._counts.clone()).tolist()
-        return Score(world.sum(self._loss_sum.clone()).item(), correct, seen)
+        return Metrics(world.sum(self._loss_sum.clone()).item(), correct, seen)
 
-    def add_score(self, score: "Score") -> None:
+    def add_score(self, score: "Metrics") -> None:
         """Adds what an earlier tally came to."""
         self._loss_sum += score.loss_sum
         self._counts += torch.tensor([score.correct, score.seen], device=self._counts.device)
 
 
 @dataclass(frozen=True)
-class Score:
+class Metrics:
     """What a tally comes to."""
 
     loss_sum: float
@@ -111,7 +111,7 @@ class Learner:
         steps: int,
         device: torch.device,
         precision: Precision,
-        world: World,
+        world: ProcessGroup,
         compiled: bool = False,
     ) -> None:
         """Moves `model` to the device. `steps`: how many the whole run has; the schedule spans them."""
@@ -147,7 +147,7 @@ class Learner:
         """Puts every layer into the mode it is trained in; evaluation leaves them otherwise."""
         set_training_mode(self.model, head_only=self._head_only, norm_in_train_mode=self._recipe.norm_in_train_mode)
 
-    def step(self, batch: Batch, tally: Tally) -> None:
+    def step(self, batch: Batch, tally: MetricAccumulator) -> None:
         """One update. Nothing here waits for the device.
 
         Where the backbone stays as it is, `batch.images` may be the features `[B, F]` that `extract` made of them.
@@ -177,12 +177,12 @@ class Learner:
 
     # Not in inference mode, whose tensors would have the backbone compiled once more.
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> Score:
+    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
         """Exact counts over `batches`, over all processes."""
         network = self.evaluated.eval()
         # BatchNorm's statistics are each process's own; all are to judge the model that the main one saves.
         self.world.broadcast(list(network.buffers()))
-        tally = Tally(self.device)
+        tally = MetricAccumulator(self.device)
         for images, labels in batches:
             logits = self._logits(network if self._backbone is None else network.fc, images)
             tally.add(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"), logits, labels)

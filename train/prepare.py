@@ -12,10 +12,10 @@ from torchvision.models import ResNet
 
 from loaders import Choice, InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.backends.resident import ResidentLoader
-from loaders.console import paced
 from loaders.errors import listed
 from loaders.loader import require_good
-from loaders.machine import cache_folder, can_compile, usable_cores
+from loaders.system.console import paced
+from loaders.system.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
 from train.device import choose_device, device_name
 from train.folder import RunFolder, check_out
@@ -27,10 +27,10 @@ from train.recipes import RECIPES, Recipe, Setting
 from train.session import Session
 from train.stopping import StopRequest
 from train.views import FeatureViews, count_steps, require_memory
-from train.world import World
+from train.world import ProcessGroup
 
 
-def prepare(options: Options, world: World, reporter: Reporter, stop: StopRequest) -> Session:
+def prepare(options: Options, world: ProcessGroup, reporter: Reporter, stop: StopRequest) -> Session:
     """Opens the data, builds model and loaders, says what they are, and makes the run's folder.
 
     Raises:
@@ -76,7 +76,7 @@ def prepare(options: Options, world: World, reporter: Reporter, stop: StopReques
     return session
 
 
-def _open(options: Options, world: World, reporter: Reporter) -> tuple[Source, Source]:
+def _open(options: Options, world: ProcessGroup, reporter: Reporter) -> tuple[Source, Source]:
     """The images to train on and to validate, as many of them as are wanted, none bad that may not be skipped."""
     if options.max_pixels > (Image.MAX_IMAGE_PIXELS or options.max_pixels):
         Image.MAX_IMAGE_PIXELS = options.max_pixels  # or Pillow would refuse what is allowed here
@@ -96,7 +96,7 @@ def _loaders(
     recipe: Recipe,
     device: torch.device,
     dtype: torch.dtype,
-    world: World,
+    world: ProcessGroup,
 ) -> tuple[Loader, Loader, Choice]:
     """Of images to train on, of images to validate, and why they are these.
 
@@ -196,7 +196,7 @@ def _model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet,
         return model, "random"
 
 
-def _recipe(options: Options, train: Source, device: torch.device, *, pretrained: bool, world: World) -> Recipe:
+def _recipe(options: Options, train: Source, device: torch.device, *, pretrained: bool, world: ProcessGroup) -> Recipe:
     small = options.data == "sample" and device.type == "cpu"
     setting = Setting(
         mode=options.mode,

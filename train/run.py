@@ -6,10 +6,10 @@ from train.console import Reporter
 from train.options import Options
 from train.prepare import prepare
 from train.stopping import StopRequest
-from train.world import World
+from train.world import ProcessGroup
 
 
-def run(options: Options, world: World) -> dict[str, Any]:
+def run(options: Options, world: ProcessGroup) -> dict[str, Any]:
     """Trains as the options say and returns the summary.
 
     Raises:

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from loaders import InputError, Loader
-from loaders.device.reference import IMAGENET_MEAN, IMAGENET_STD
-from loaders.plan import ResizeCenterCrop
+from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.sampling.plan import ResizeCenterCrop
 from train.clock import EpochClock
 from train.console import Reporter
 from train.device import device_name
 from train.folder import BEST, CONFIG, LAST, RunFolder, describe_environment
-from train.learner import Learner, Score, Tally
+from train.learner import Learner, MetricAccumulator, Metrics
 from train.models import count_parameters
 from train.options import Options
 from train.recipes import Recipe
 from train.stopping import StopRequest
 from train.views import FeatureViews
-from train.world import World
+from train.world import ProcessGroup
 
 _SECONDS_BETWEEN_REMARKS = 0.5
 _SECONDS_BETWEEN_SAVES = 5.0  # an epoch on kept features may be shorter than saving it
@@ -52,11 +52,11 @@ class Session:
     """None on processes that write nothing."""
     reporter: Reporter
     stop: StopRequest
-    world: World
+    world: ProcessGroup
 
     def __post_init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.tally = Tally(self.learner.device)
+        self.tally = MetricAccumulator(self.learner.device)
         self.seconds_before = 0.0  # of earlier sittings of a resumed run
         self.started = time.perf_counter()
         self.best: dict[str, Any] | None = None  # model so far, and of which epoch; where there is a folder
@@ -76,7 +76,7 @@ class Session:
 
     def train(self) -> None:
         """All epochs that are left, or as many as time allows."""
-        with garbage_kept():
+        with gc_disabled():
             self._epochs()
 
     def _epochs(self) -> None:
@@ -132,7 +132,7 @@ class Session:
         _require_number("validation", validated)  # the last step's update is in no training loss
         self.rows.append({**row, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen})
         if not self.train_loader.remaining():  # else out of time, and the rest of the epoch may come yet
-            self.tally = Tally(self.learner.device)
+            self.tally = MetricAccumulator(self.learner.device)
         self.reporter.say(_line(title, self.rows[-1]))
 
     def _fill(self, loader: Loader, title: str) -> None:
@@ -143,7 +143,7 @@ class Session:
                     show(done, total, "features")
                     self._heed_signals(done, total)
 
-    def _validate(self, title: str) -> Score:
+    def _validate(self, title: str) -> Metrics:
         def heeding() -> Iterator[Any]:
             total = len(self.val_loader)
             for done, batch in enumerate(self.val_loader, 1):
@@ -262,7 +262,7 @@ class Session:
         self.train_loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state["learner"])
         if self.world.is_main:  # it is the sum over all
-            self.tally.add_score(Score(**state["tally"]))
+            self.tally.add_score(Metrics(**state["tally"]))
         self.rows, self.seconds_before = state["rows"], state["seconds"]
         self.best = state["best"] if self.world.is_main else None
         if len(self.rows) > self.train_loader.epoch and len(self.train_loader):
@@ -338,13 +338,13 @@ class Session:
         )
 
 
-def _require_number(what: str, score: Score) -> None:
+def _require_number(what: str, score: Metrics) -> None:
     if not score.loss_sum < float("inf"):
         raise InputError(f"the {what} loss is {score.loss}: it diverged. Choose a smaller --lr, or --precision fp32.")
 
 
 @contextmanager
-def garbage_kept() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Lets no collection of garbage hold up a step, for which it would go through all that torch has imported."""
     enabled = gc.isenabled()
     gc.collect()

@@ -5,11 +5,11 @@ from collections.abc import Generator, Iterator
 import torch
 
 from loaders import BadImage, Batch, InputError, Loader, LoaderConfig
-from loaders.device.transfer import sent
-from loaders.machine import free_memory, told_bytes
-from loaders.order import PADDING, count_batches
+from loaders.ops.transfer import sent
+from loaders.sampling.order import PADDING, count_batches
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
+from loaders.system.machine import format_bytes, free_memory
 from train.learner import Learner
 
 
@@ -104,7 +104,7 @@ def require_memory(sources: list[Source], views: int, learner: Learner, *, taken
     free = free_memory(learner.device)
     if copies * needed + taken > free:
         raise InputError(
-            f"--views {views}: the features are {told_bytes(needed)}{f' × {copies} ranks' if copies > 1 else ''}"
-            f"{f', the images beside them {told_bytes(taken)}' if taken else ''}, and {learner.device} has "
-            f"{told_bytes(free)} free: choose fewer views"
+            f"--views {views}: the features are {format_bytes(needed)}{f' × {copies} ranks' if copies > 1 else ''}"
+            f"{f', the images beside them {format_bytes(taken)}' if taken else ''}, and {learner.device} has "
+            f"{format_bytes(free)} free: choose fewer views"
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from loaders import InputError
-from loaders.machine import SHARED_MEMORY, told_bytes
+from loaders.system.machine import SHARED_MEMORY, format_bytes
 
 _PATIENCE = timedelta(hours=2)
 """For the main process's downloads and index; a process that died is noticed by torchrun at once."""
@@ -22,7 +22,7 @@ _SHARED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process's place among the run's."""
 
     rank: int = 0
@@ -63,13 +63,13 @@ class World:
 
 
 @contextmanager
-def joined_world(use_cuda: bool) -> Iterator[World]:
+def joined_process_group(use_cuda: bool) -> Iterator[ProcessGroup]:
     """The world that torchrun's environment variables describe; joined on entry, left on exit."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
-        yield World()
+        yield ProcessGroup()
         return
-    world = World(*(int(os.environ[name]) for name in names))
+    world = ProcessGroup(*(int(os.environ[name]) for name in names))
     if use_cuda:
         if world.local_size > torch.cuda.device_count():
             raise InputError(f"NGPU={world.local_size}: there are {torch.cuda.device_count()} GPUs here")
@@ -90,6 +90,6 @@ def require_shared_memory(gpus: int, folder: Path = SHARED_MEMORY) -> None:
     free, wanted = shutil.disk_usage(folder).free, gpus * _SHARED_BYTES
     if free < wanted:
         raise InputError(
-            f"NGPU={gpus}: {folder} has {told_bytes(free)} free, and NCCL wants about {told_bytes(wanted)}: start the "
-            "container with --shm-size=1g (or --ipc=host), or set NCCL_SHM_DISABLE=1, which is slower"
+            f"NGPU={gpus}: {folder} has {format_bytes(free)} free, and NCCL wants about {format_bytes(wanted)}: start "
+            "the container with --shm-size=1g (or --ipc=host), or set NCCL_SHM_DISABLE=1, which is slower"
         )

@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from loaders.errors import InputError
 from loaders.loader import Batch, Loader, LoaderConfig
-from loaders.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
+from loaders.sampling.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
 from loaders.sources.base import PixelArray, Source
 
 

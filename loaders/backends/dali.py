@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, Making
-from loaders.device import reference
-from loaders.device.transfer import sent
+from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, PendingBatch
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
-from loaders.order import PADDING
-from loaders.plan import Plan, RandomResizedCrop
+from loaders.ops import reference
+from loaders.ops.transfer import sent
+from loaders.sampling.order import PADDING
+from loaders.sampling.plan import Plan, RandomResizedCrop
 from loaders.sources.base import ImageFiles, PixelArray, Source
 
 AHEAD = 3
@@ -55,7 +55,7 @@ _BLANK_FILE = np.frombuffer(simplejpeg.encode_jpeg(_BLANK_PIXELS, colorspace="RG
 class _Running:
     """A batch in DALI's hands."""
 
-    making: Making
+    making: PendingBatch
     """Its images are not used: they are DALI's."""
     ids: NDArray[np.int64]
     elsewhere: list[int]
@@ -152,7 +152,7 @@ class DaliLoader(HostLoader):
         inputs |= {name: stored.flip[:, i].astype(np.int32) for i, name in enumerate(_FLIPS)}
         labels = torch.from_numpy(self._known_labels(ids))
         transposed = np.setdiff1d(np.flatnonzero(self._orientations[ids] >= 5), elsewhere)
-        return _Running(Making(torch.empty(0), labels, plan, []), ids, elsewhere, transposed, inputs)
+        return _Running(PendingBatch(torch.empty(0), labels, plan, []), ids, elsewhere, transposed, inputs)
 
     def _image(self, index: int) -> NDArray[np.uint8] | None:
         """What DALI is given of a sample: a file's bytes, or kept pixels; None where it is given nothing."""
@@ -312,7 +312,7 @@ class DaliLoader(HostLoader):
     def _by_fallback(self, batch: _Running) -> Batch:
         """The whole batch as the `torchvision` loader makes it."""
         plan = batch.making.plan
-        making = Making(*self._empty_batch(len(batch.ids), plan), plan, [])
+        making = PendingBatch(*self._empty_batch(len(batch.ids), plan), plan, [])
         self._fill(making, batch.ids, range(len(batch.ids)))
         self.by_fallback += int((batch.ids != PADDING).sum())
         return self._deliver(making)

@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.host import HostLoader, Making
+from loaders.backends.host import HostLoader, PendingBatch
 from loaders.backends.kept import KeptLoader
 from loaders.errors import InputError, cause
 from loaders.loader import Batch, LoaderConfig
-from loaders.machine import cache_folder, told_bytes
 from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.index import Progress
-from loaders.stages import stage
+from loaders.system.instrument import stage
+from loaders.system.machine import cache_folder, format_bytes
 
 if TYPE_CHECKING:
     from loaders.backends.ffcv_file import Beton, Stored
@@ -38,8 +38,8 @@ Photographs = Literal["jpeg", "raw"]
 class FFCVLoader(HostLoader, KeptLoader):
     """Batches are the receiver's own.
 
-    The file lies under `loaders.machine.cache_folder()`, by the source's fingerprint and its files' times. A JPEG goes
-    into it as it is, if that is to be (`photographs="jpeg"`) and it needs no turning; everything else as pixels.
+    The file lies under `cache_folder()`, by the source's fingerprint and its files' times. A JPEG goes into it as it
+    is, if that is to be (`photographs="jpeg"`) and it needs no turning; everything else as pixels.
 
     Raises:
         InputError: when FFCV cannot be loaded, or the file cannot be written.
@@ -88,7 +88,7 @@ class FFCVLoader(HostLoader, KeptLoader):
                     self._files.write(self.path, self._stored(progress), len(self.source), largest)
                     self._beton = self._files.Beton.open(self.path)
         except OSError as error:
-            size = told_bytes(self.source.pixel_bytes)
+            size = format_bytes(self.source.pixel_bytes)
             raise InputError(
                 f"LOADER=ffcv: {self.path} cannot be written ({cause(error)}): it may take up to {size}; "
                 "SATURATE_CACHE names another folder"
@@ -141,7 +141,7 @@ class FFCVLoader(HostLoader, KeptLoader):
         self.prepare()
         yield from super()._produce(start)
 
-    def _read(self, squares: Tensor, batch: Making, ids: NDArray[np.int64], places: range) -> None:
+    def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:
         """Reads some of a batch's samples out of the file into `squares`; sets their labels."""
         assert self._beton is not None
         these = slice(places.start, places.stop)

@@ -19,7 +19,7 @@ from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE, DatasetWriter
 from numpy.typing import NDArray
 
 from loaders.errors import InputError
-from loaders.files import replacing
+from loaders.system.files import replacing
 
 FIELD = "image"
 MOST_PIXELS_PER_SIDE = 65535  # FFCV counts them in 16 bits

@@ -1,6 +1,6 @@
 """The first read out of a .beton file, compiled by numba: no interpreter's lock is held, nothing allocated per pixel.
 
-The exact resampling is ATen's fixed-point arithmetic (see `loaders.device.resample`), so that it gives what the
+The exact resampling is ATen's fixed-point arithmetic (see `loaders.ops.resample`), so that it gives what the
 reference gives, to the bit; so does the decoding: FFCV's own takes libjpeg-turbo's fast inverse DCT, which
 is up to a few levels off, and is left to FFCV's own resampling.
 

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.decode import load_pixels
 from loaders.backends.memory import BatchMemory
-from loaders.device import reference
 from loaders.errors import BadImageError, cause
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
-from loaders.machine import compute_on_one_core, usable_cores
-from loaders.order import PADDING
-from loaders.plan import Plan, scale_boxes
+from loaders.ops import reference
+from loaders.ops.decode import load_pixels
+from loaders.sampling.order import PADDING
+from loaders.sampling.plan import Plan, scale_boxes
 from loaders.sources.base import Source
-from loaders.stages import note_queue, stage
+from loaders.system.instrument import note_queue, stage
+from loaders.system.machine import compute_on_one_core, usable_cores
 
 antialiased: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 """`interpolate(antialias=True)` without the checks of what is known here: image, size, False, None, None, out=."""
@@ -48,7 +48,7 @@ def batches_ahead(workers: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Making:
+class PendingBatch:
     """A batch being made: rows are filled by threads, each row by one."""
 
     images: Tensor
@@ -77,7 +77,7 @@ class HostLoader(Loader):
     def _produce(self, start: int) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="saturate", initializer=compute_on_one_core)
         rows = self.planned(start)
-        making: deque[Making] = deque()
+        making: deque[PendingBatch] = deque()
         try:
             for _ in range(self._ahead):
                 self._begin(pool, rows, making)
@@ -91,14 +91,14 @@ class HostLoader(Loader):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin(
-        self, pool: ThreadPoolExecutor, rows: Iterator[tuple[NDArray[np.int64], Plan]], making: deque[Making]
+        self, pool: ThreadPoolExecutor, rows: Iterator[tuple[NDArray[np.int64], Plan]], making: deque[PendingBatch]
     ) -> None:
         """Hands the next batch, if there is one, to the threads."""
         if (row := next(rows, None)) is None:
             return
         ids, plan = row
         with torch.inference_mode(False):  # even where the receiver iterates in it: the threads are not in it
-            batch = Making(*self._empty_batch(len(ids), plan), plan, [])
+            batch = PendingBatch(*self._empty_batch(len(ids), plan), plan, [])
         per_task = min(MOST_SAMPLES_PER_TASK, -(-len(ids) // self.workers))
         for first in range(0, len(ids), per_task):
             places = range(first, min(first + per_task, len(ids)))
@@ -114,7 +114,7 @@ class HostLoader(Loader):
         images = torch.empty(shape, dtype=dtype, pin_memory=True) if on_gpu else self._batches.empty(shape, dtype)
         return images.permute(0, 3, 1, 2), torch.full((count,), NO_LABEL, dtype=torch.int64, pin_memory=on_gpu)
 
-    def _fill(self, batch: Making, ids: NDArray[np.int64], places: range) -> None:
+    def _fill(self, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:
         """Makes some of a batch's samples."""
         config, these = self.config, slice(places.start, places.stop)
         images, plan = batch.images[these], batch.plan[these]
@@ -130,7 +130,7 @@ class HostLoader(Loader):
         self._read(squares, batch, ids, places)
         reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=images)
 
-    def _read(self, squares: Tensor, batch: Making, ids: NDArray[np.int64], places: range) -> None:
+    def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:
         """Decodes some of a batch's samples and reads them into `squares`; sets their labels."""
         plan, labels = batch.plan, np.full(len(places), NO_LABEL, np.int64)
         flips = self._upload is None and plan.inner is None  # a GPU does it in passing
@@ -190,7 +190,7 @@ class HostLoader(Loader):
             box = scale_boxes(plan.box[[place]], np.array([size]), np.array([pixels.shape[:2]]))[0].tolist()
         return pixels, box
 
-    def _deliver(self, made: Making) -> Batch:
+    def _deliver(self, made: PendingBatch) -> Batch:
         if self._upload is None:
             return Batch(made.images, made.labels)
         config = self.config

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from loaders.backends.decode import load_pixels
 from loaders.errors import cause
 from loaders.loader import Loader, LoaderConfig
-from loaders.plan import Plan
+from loaders.ops.decode import load_pixels
+from loaders.sampling.plan import Plan
 from loaders.sources.base import Source
 
 

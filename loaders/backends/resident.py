@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.build_cache import with_kept_pixels
 from loaders.backends.host import HostLoader
 from loaders.backends.kept import KeptLoader
-from loaders.device.batches import finished_batch, fused_kernels
+from loaders.cache.build import with_pixel_cache
+from loaders.cache.pixel_cache import Preprocessing
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
-from loaders.machine import free_memory, told_bytes, usable_cores
-from loaders.plan import Plan
+from loaders.ops.device_batch import finished_batch, fused_kernels
+from loaders.sampling.plan import Plan
 from loaders.sources.base import ImageFiles, PixelArray, Source
 from loaders.sources.index import Progress
-from loaders.sources.pixel_cache import Preprocessing
+from loaders.system.machine import format_bytes, free_memory, usable_cores
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
@@ -46,13 +46,13 @@ class ResidentLoader(HostLoader, KeptLoader):
         self._preprocessing = Preprocessing(config.cache_size, config.scaled_decoding)
         self._shrinks = config.from_cache and isinstance(source.images, ImageFiles)
         copies = config.world_size if config.device.type == "cpu" else 1  # ranks share a CPU's memory, no GPU's
-        needed = self._preprocessing.kept_bytes(source.sizes) if self._shrinks else source.pixel_bytes
+        needed = self._preprocessing.cached_bytes(source.sizes) if self._shrinks else source.pixel_bytes
         free = free_memory(config.device)
         if copies * needed > free:
             times = f" × {copies} ranks" if copies > 1 else ""
             raise InputError(
-                f"LOADER=resident: {source.name} is {told_bytes(needed)} decoded{times}, and {config.device} has "
-                f"{told_bytes(free)} free: choose LOADER=torchvision, or streamed"
+                f"LOADER=resident: {source.name} is {format_bytes(needed)} decoded{times}, and {config.device} has "
+                f"{format_bytes(free)} free: choose LOADER=torchvision, or streamed"
             )
         self._pixels: Tensor | None = None
         self._kernels = fused_kernels(config.device)
@@ -60,7 +60,7 @@ class ResidentLoader(HostLoader, KeptLoader):
     def prepare(self, progress: Progress | None = None) -> None:
         if self._pixels is None:
             if self._shrinks:
-                self.source = with_kept_pixels(
+                self.source = with_pixel_cache(
                     self.source, self._preprocessing, report_bad=self._report_bad, progress=progress
                 )
             self._starts = np.concatenate([[0], np.cumsum(self.source.stored_sizes.astype(np.int64).prod(axis=1))])

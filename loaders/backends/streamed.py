@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders import stages
-from loaders.backends.build_cache import with_kept_pixels
 from loaders.backends.host import HostLoader
-from loaders.device.batches import finished_batch, fused_kernels
+from loaders.cache.build import with_pixel_cache
+from loaders.cache.pixel_cache import Preprocessing, expect_random_reads, will_need
 from loaders.loader import Batch, LoaderConfig
-from loaders.machine import free_memory
-from loaders.plan import Plan
+from loaders.ops.device_batch import finished_batch, fused_kernels
+from loaders.sampling.plan import Plan
 from loaders.sources.base import CachedPixels, ImageFiles, PixelArray, Source
 from loaders.sources.index import Progress
-from loaders.sources.pixel_cache import Preprocessing, expect_random_reads, will_need
+from loaders.system import instrument
+from loaders.system.machine import free_memory
 
 SLOTS = 4
 """Batches on their way to a GPU: being gathered, being copied, waiting."""
@@ -42,7 +42,7 @@ class StreamedLoader(HostLoader):
         super().__init__(source, config)
         self._gone: set[int] = set()
         """Samples that had gone bad when the cache was built."""
-        self._slots: list[Slot] = []
+        self._slots: list[StagingBuffer] = []
         self._kernels = fused_kernels(config.device)
         self._exceeds_memory = False
         self._passes = 0  # over the set, begun so far
@@ -50,7 +50,7 @@ class StreamedLoader(HostLoader):
     def prepare(self, progress: Progress | None = None) -> None:
         config = self.config
         if isinstance(self.source.images, ImageFiles):
-            self.source = with_kept_pixels(
+            self.source = with_pixel_cache(
                 self.source,
                 Preprocessing(config.cache_size, config.scaled_decoding),
                 report_bad=self._report_bad,
@@ -83,12 +83,12 @@ class StreamedLoader(HostLoader):
         """Batches whose plans the device carries out; works on a CPU too, where it is slower than the threads."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="saturate")
         rows = self.planned(start)
-        moving: deque[_Moving] = deque()
+        moving: deque[InFlightBatch] = deque()
         try:
             for slot in self._allocated():
                 self._gather_next(pool, rows, slot, moving)
             while moving:
-                stages.note_queue(all(task.done() for task in batch.tasks) for batch in moving)
+                instrument.note_queue(all(task.done() for task in batch.tasks) for batch in moving)
                 head = moving.popleft()
                 head.send(wait=True)
                 for other in moving:  # so that copies run beside what the device computes now
@@ -100,7 +100,7 @@ class StreamedLoader(HostLoader):
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _allocated(self) -> "list[Slot]":
+    def _allocated(self) -> "list[StagingBuffer]":
         """The memory of all batches on their way, allocated once."""
         if not self._slots:
             # A batch has no more pixels than the largest images together.
@@ -108,15 +108,15 @@ class StreamedLoader(HostLoader):
             most = 3 * int(pixels[-self.config.batch_size :].sum())
             device = self.config.device
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            self._slots = [Slot(most, device, stream) for _ in range(SLOTS)]
+            self._slots = [StagingBuffer(most, device, stream) for _ in range(SLOTS)]
         return self._slots
 
     def _gather_next(
         self,
         pool: ThreadPoolExecutor,
         rows: Iterator[tuple[NDArray[np.int64], Plan]],
-        slot: "Slot",
-        moving: "deque[_Moving]",
+        slot: "StagingBuffer",
+        moving: "deque[InFlightBatch]",
     ) -> None:
         """Hands the next batch, if there is one, to the threads."""
         if (row := next(rows, None)) is None:
@@ -134,9 +134,9 @@ class StreamedLoader(HostLoader):
             pool.submit(slot.gather, flat, staged, slice(first, first + per_task))
             for first in range(0, len(ids), per_task)
         ]
-        moving.append(_Moving(ids, staged, slot, tasks))
+        moving.append(InFlightBatch(ids, staged, slot, tasks))
 
-    def _execute(self, moved: "_Moving") -> Batch:
+    def _execute(self, moved: "InFlightBatch") -> Batch:
         config, staged, slot = self.config, moved.staged, moved.slot
         pixels = slot.landed(staged.bytes).view(-1, 3)
         images = finished_batch(
@@ -189,7 +189,7 @@ def stage(plan: Plan, starts: NDArray[np.int64], sizes: NDArray[np.int32]) -> St
     return Staged(begins, places, widths, replace(plan, box=box))
 
 
-@stages.stage("read")
+@instrument.stage("read")
 def gather(flat: NDArray[np.uint8], staged: Staged, rows: slice, out: NDArray[np.uint8]) -> None:
     """Copies what some samples of a batch need into its staging memory.
 
@@ -216,7 +216,7 @@ def flat_pixels(images: PixelArray | CachedPixels) -> tuple[NDArray[np.uint8], N
 # --- the way to the device -----------------------------------------------------------------------
 
 
-class Slot:
+class StagingBuffer:
     """Memory for one batch on its way: pinned on the host, and as much on the device. On a CPU both are the same.
 
     It is used again and again, and three parties take turns: threads fill the host's side, the copying stream
@@ -261,7 +261,7 @@ class Slot:
             return
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read)
-            with stages.stage("copy"):
+            with instrument.stage("copy"):
                 self._landing[:count].copy_(self._host[:count], non_blocking=True)
             self._copied.record(self._stream)
 
@@ -280,12 +280,12 @@ class Slot:
 
 
 @dataclass
-class _Moving:
+class InFlightBatch:
     """A batch on its way to the device."""
 
     ids: NDArray[np.int64]
     staged: Staged
-    slot: Slot
+    slot: StagingBuffer
     tasks: list[Future[None]]
     sent: bool = False
 

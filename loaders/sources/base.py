@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loaders.errors import BadImage
-from loaders.order import seeded_subset
+from loaders.sampling.splits import seeded_subset
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from loaders.errors import InputError, named
-from loaders.order import stratified_split
+from loaders.sampling.splits import stratified_split
 from loaders.sources.base import Source
 from loaders.sources.index import MAX_PIXELS, Progress, indexed_source
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loaders.errors import cause
-from loaders.files import replacing
-from loaders.machine import cache_folder, usable_cores
 from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.pillow import as_rgb, orientation, require_shape
+from loaders.system.files import replacing
+from loaders.system.machine import cache_folder, usable_cores
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
@@ -104,9 +104,8 @@ def index_files(
 ) -> Index:
     """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
 
-    It is kept under `loaders.machine.cache_folder()`, one for each root and `max_pixels`, also while it grows. All
-    usable cores decode what is new, and what was bad: permissions, the disk or another Pillow may have changed that,
-    and no file tells.
+    It is kept under `cache_folder()`, one for each root and `max_pixels`, also while it grows. All usable cores decode
+    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
     """
     kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from loaders.machine import usable_cores
+from loaders.system.machine import usable_cores
 
 VERSION = 1  # raise it whenever the pixels change: finished folders are never rebuilt
 SPLITS = ("train", "val")

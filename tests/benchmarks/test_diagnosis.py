@@ -10,13 +10,13 @@ import pytest
 import simplejpeg
 
 from benchmarks.diagnosis import Limit, Measured, diagnose, find_limit, without
-from benchmarks.measure import Arm, probed
+from benchmarks.measure import Candidate, probed
 from benchmarks.options import Where
 from benchmarks.profiling import endless, measured_of, record_steps, timed
 from benchmarks.workload import Workload, workload
 from loaders.backends.host import HostLoader
 from loaders.sources import ImageFiles
-from loaders.stages import stage
+from loaders.system.instrument import stage
 from train.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -135,7 +135,7 @@ def diagnosed(work: Workload) -> tuple[Limit, str]:
     batches = endless(work)
     timed(work, batches, 3)
     seen = record_steps(work, batches, 6)
-    diagnosis = diagnose(measured_of(seen, work, probed(Arm("", "alone", lambda: batches), 0.01)))
+    diagnosis = diagnose(measured_of(seen, work, probed(Candidate("", "alone", lambda: batches), 0.01)))
     return diagnosis.limit, diagnosis.sentence
 
 

@@ -38,7 +38,7 @@ from benchmarks.arms import (
     ours,
     tuning,
 )
-from benchmarks.measure import Arm, Found, Window, measure, rows
+from benchmarks.measure import Candidate, Found, Window, measure, rows
 from benchmarks.memory import MemoryWatch
 from benchmarks.parts import GATHER, PARTS, parts
 from benchmarks.report import table
@@ -46,7 +46,7 @@ from benchmarks.rivals import rivals, torchvision_v2
 from loaders import LoaderConfig, Source, build_loader, open_data
 from loaders.backends import host
 from loaders.sources import PixelArray
-from loaders.stages import Recorder, recording
+from loaders.system.instrument import Recorder, recording
 from tests.loaders.test_loader import numbered
 
 
@@ -79,7 +79,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def working(clock: Clock, cost: float, order: list[str], name: str) -> Arm:
+def working(clock: Clock, cost: float, order: list[str], name: str) -> Candidate:
     """Batches of four images, each of which takes `cost` seconds."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -88,7 +88,7 @@ def working(clock: Clock, cost: float, order: list[str], name: str) -> Arm:
             order.append(name)
             yield torch.zeros(4, 1), torch.zeros(4)
 
-    return Arm("work", name, batches)
+    return Candidate("work", name, batches)
 
 
 def test_arms_take_turns_and_their_rates_are_what_they_work(clock: Clock) -> None:
@@ -119,8 +119,8 @@ def test_arms_take_turns_and_their_rates_are_what_they_work(clock: Clock) -> Non
 
 def test_what_lay_ready_is_not_counted_and_an_epoch_is_measured_whole(clock: Clock) -> None:
     order: list[str] = []
-    ready = Arm("g", "ready", working(clock, 1 / 100, order, "ready").batches, ahead=3)
-    whole = Arm("g", "whole", working(clock, 1 / 100, order, "whole").batches, together=7)
+    ready = Candidate("g", "ready", working(clock, 1 / 100, order, "ready").batches, ahead=3)
+    whole = Candidate("g", "whole", working(clock, 1 / 100, order, "whole").batches, together=7)
     found = measure([ready, whole], windows=1, seconds=0.1)
     assert [window.images for window in found["ready"].windows] == [3 * 4]  # 0.04 s each
     # The first, the warming up of half a window, the window: each after what lay ready, and one that was waited for.
@@ -137,7 +137,7 @@ def test_what_others_still_make_ahead_is_on_nobodys_account(clock: Clock) -> Non
             clock.left = 3.0
             yield batch
 
-    arms = [Arm("g", "ahead", leaving_work), working(clock, 1 / 100, [], "alone")]
+    arms = [Candidate("g", "ahead", leaving_work), working(clock, 1 / 100, [], "alone")]
     found = measure(arms, windows=3, seconds=1.0)
     assert [window.cpu_seconds / window.seconds for window in found["alone"].windows] == pytest.approx([2.0] * 3)
     clock.left = 1e9  # who never rests is waited for no longer than a while
@@ -153,7 +153,7 @@ def test_no_collection_of_garbage_falls_into_a_window() -> None:
             seen.append(gc.isenabled())
             yield torch.zeros(1), torch.zeros(1)
 
-    measure([Arm("g", "a", batches)], windows=1, seconds=0.001)
+    measure([Candidate("g", "a", batches)], windows=1, seconds=0.001)
     assert set(seen) == {False}
     assert gc.isenabled()
 
@@ -161,7 +161,7 @@ def test_no_collection_of_garbage_falls_into_a_window() -> None:
 def test_of_what_changes_by_being_done_a_window_has_no_more_than_one(clock: Clock) -> None:
     """A cold epoch, after which the next would be a warm one."""
     order: list[str] = []
-    cold = Arm("g", "cold", working(clock, 1 / 100, order, "cold").batches, together=7, once=True)
+    cold = Candidate("g", "cold", working(clock, 1 / 100, order, "cold").batches, together=7, once=True)
     found = measure([cold], windows=2, seconds=100.0)
     assert [window.images for window in found["cold"].windows] == [7 * 4] * 2
     assert found["cold"].windows[0].rate == pytest.approx(100)
@@ -169,7 +169,7 @@ def test_of_what_changes_by_being_done_a_window_has_no_more_than_one(clock: Cloc
 
 def test_ratios_are_those_of_each_turn_and_a_wide_spread_is_marked() -> None:
     """A machine that slows down in the middle changes no ratio."""
-    arms = [Arm("g", "base", list), Arm("g", "ours", list)]
+    arms = [Candidate("g", "base", list), Candidate("g", "ours", list)]
     base = [Window(100, 1, 1), Window(50, 1, 1), Window(10, 1, 1)]
     ours = [Window(300, 1, 1), Window(150, 1, 1), Window(30, 1, 1)]
     _, row = rows(arms, {"base": Found(0, 0, base), "ours": Found(0, 0, ours)}, baseline="base")

@@ -28,9 +28,9 @@ from loaders import (
     build_loader,
     choose_loader,
     open_data,
-    order,
 )
 from loaders.loader import require_good
+from loaders.sampling import order
 from loaders.sources import PixelArray
 from tests.conftest import PROMISING, as_to_a_gpu, smooth_image
 

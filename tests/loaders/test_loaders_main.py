@@ -9,11 +9,11 @@ from rich.console import Console
 
 from loaders import Source, open_data
 from loaders.__main__ import main
-from loaders.console import shown_progress
-from loaders.machine import cache_folder
-from loaders.pace import Pace, told_seconds
+from loaders.cache.pixel_cache import Preprocessing, find_cache
 from loaders.sources import PixelArray
-from loaders.sources.pixel_cache import Preprocessing, find_cache
+from loaders.system.console import shown_progress
+from loaders.system.format import ProgressRate, format_duration
+from loaders.system.machine import cache_folder
 from tests.conftest import exit_code
 
 
@@ -102,7 +102,7 @@ def test_pixels_that_are_in_memory_need_no_cache(
 def test_the_pace_counts_only_what_was_done_since(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 102.0, 104.0])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    pace = Pace("images")
+    pace = ProgressRate("images")
     assert pace(500, 10_000) == ""  # an earlier run's
     assert pace(700, 10_000) == "100 images/s, 93 s left"
     assert pace(2500, 10_000) == "500 images/s, 15 s left"
@@ -110,4 +110,4 @@ def test_the_pace_counts_only_what_was_done_since(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.2, "0 s"), (99, "99 s"), (180, "3 min"), (9000, "2.5 h")])
 def test_times_are_told_as_people_do(seconds: float, told: str) -> None:
-    assert told_seconds(seconds) == told
+    assert format_duration(seconds) == told

@@ -13,13 +13,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, ResizeCenterCrop, Source, build_loader, open_data, order
-from loaders import plan as plans
-from loaders.device import reference
+from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, ResizeCenterCrop, Source, build_loader, open_data
+from loaders.ops import reference
+from loaders.sampling import order
+from loaders.sampling import plan as plans
 from loaders.sources import ImageFiles, PixelArray
 from loaders.sources.base import digest
 from tests.conftest import PROMISING
-from tests.loaders.test_reference import FRAME, Read, _locate_checkerboard, _locate_ramp, _places
+from tests.loaders.ops.test_reference import FRAME, Read, _locate_checkerboard, _locate_ramp, _places
 
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # normalises to the pixel values themselves
 COUNT, BATCH = 20, 8  # so that an evaluation's last batch is padded

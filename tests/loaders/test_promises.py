@@ -24,10 +24,10 @@ from loaders import (
     Source,
     build_loader,
     open_data,
-    order,
 )
-from loaders import plan as plans
-from loaders.device import reference
+from loaders.ops import reference
+from loaders.sampling import order
+from loaders.sampling import plan as plans
 from tests.conftest import PROMISING, smooth_image
 
 TRAINING = PlanSpec(RandomResizedCrop(40), 20, RandomResizedCrop(32), horizontal_flip=0.5, vertical_flip=0.5)

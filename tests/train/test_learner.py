@@ -12,11 +12,11 @@ from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
 from tests.conftest import TinyResNet, host_may_not_wait
-from train.learner import Learner, Tally
+from train.learner import Learner, MetricAccumulator
 from train.models import build_model, folded_backbone
 from train.precision import Precision
 from train.recipes import Recipe, Setting, classic, default
-from train.world import World
+from train.world import ProcessGroup
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def learner(
         steps=steps,
         device=device,
         precision=Precision(precision),  # type: ignore[arg-type]
-        world=World(),
+        world=ProcessGroup(),
         compiled=compiled,
     )
 
@@ -58,7 +58,7 @@ def test_classic_steps_are_plain_sgd() -> None:
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
     ours.start_epoch()
     for seed in range(3):
-        ours.step(batch(seed), Tally(CPU))
+        ours.step(batch(seed), MetricAccumulator(CPU))
         optimizer.zero_grad()
         functional.cross_entropy(plain(batch(seed).images), batch(seed).labels).backward()
         optimizer.step()
@@ -72,7 +72,7 @@ def test_feature_mode_changes_nothing_but_the_head(recipe: object) -> None:
     ours = learner("feature", recipe(setting))  # type: ignore[operator]
     before = copy.deepcopy(dict(ours.model.named_parameters()))
     ours.start_epoch()
-    ours.step(batch(), Tally(CPU))
+    ours.step(batch(), MetricAccumulator(CPU))
     changed = {name for name, now in ours.model.named_parameters() if not torch.equal(now, before[name])}
     assert changed == {"fc.weight", "fc.bias"}
 
@@ -82,7 +82,7 @@ def test_the_frozen_backbone_keeps_no_activations_for_autograd() -> None:
     seen = []
     ours.model.layer4.register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
     ours.start_epoch()
-    ours.step(batch(), Tally(CPU))
+    ours.step(batch(), MetricAccumulator(CPU))
     assert seen == [False]
 
 
@@ -92,7 +92,7 @@ def test_only_classic_lets_the_frozen_norms_follow_the_data(recipe: object, move
     ours = learner("feature", recipe(setting))  # type: ignore[operator]
     before = ours.model.bn1.running_mean.clone()
     ours.start_epoch()
-    ours.step(batch(), Tally(CPU))
+    ours.step(batch(), MetricAccumulator(CPU))
     assert torch.equal(ours.model.bn1.running_mean, before) is not moves
 
 
@@ -103,7 +103,7 @@ def test_one_cycle_rises_then_falls_to_nothing() -> None:
     ours.start_epoch()
     for _ in range(30):
         rates.append(ours.optimizer.param_groups[0]["lr"])
-        ours.step(batch(), Tally(CPU))
+        ours.step(batch(), MetricAccumulator(CPU))
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.05)
     assert 1 <= peak <= 6
@@ -118,7 +118,7 @@ def test_the_shortest_runs_have_a_schedule_too(steps: int) -> None:
     ours.start_epoch()
     for _ in range(steps):
         assert 0 < ours.optimizer.param_groups[0]["lr"] <= recipe.learning_rate
-        ours.step(batch(), Tally(CPU))
+        ours.step(batch(), MetricAccumulator(CPU))
 
 
 @pytest.mark.parametrize("steps", [3, 8, 15, 18])
@@ -141,7 +141,7 @@ def test_averaged_weights_follow_the_closed_form() -> None:
     ours.start_epoch()
     expected = None
     for seed in range(4):
-        ours.step(batch(seed), Tally(CPU))
+        ours.step(batch(seed), MetricAccumulator(CPU))
         now = ours.model.fc.weight.detach().clone()
         expected = now if expected is None else decay * expected + (1 - decay) * now
     torch.testing.assert_close(ours.evaluated.fc.weight, expected)
@@ -174,9 +174,9 @@ def losses(ours: Learner, steps: int) -> list[float]:
     ours.start_epoch()
     found = []
     for _ in range(steps):
-        tally = Tally(CPU)
+        tally = MetricAccumulator(CPU)
         ours.step(batch(), tally)
-        found.append(tally.result(World()).loss)
+        found.append(tally.result(ProcessGroup()).loss)
     return found
 
 
@@ -201,7 +201,7 @@ def test_half_precision_scales_its_loss() -> None:
 def test_weights_and_gradients_are_channels_last() -> None:
     ours = learner()
     ours.start_epoch()
-    ours.step(batch(), Tally(CPU))
+    ours.step(batch(), MetricAccumulator(CPU))
     assert ours.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -249,7 +249,7 @@ def test_feature_steps_and_evaluation_go_through_the_folded_backbone() -> None:
     seen: list[int] = []
     ours._backbone.register_forward_hook(lambda *_: seen.append(1))
     ours.start_epoch()
-    ours.step(batch(), Tally(CPU))
+    ours.step(batch(), MetricAccumulator(CPU))
     ours.evaluate([batch()])
     assert len(seen) == 2
     assert list(ours.state_dict()["model"]) == list(build_model("resnet18", 4).state_dict())
@@ -298,8 +298,10 @@ def test_each_phase_is_one_graph_and_is_compiled_once(mode: str, graphs: int, mo
     def epoch(first: int) -> None:
         ours.start_epoch()
         for seed in range(first, first + 3):
-            ours.step(batch(seed), Tally(CPU))
-        ours.step(Batch(batch(first).images.contiguous(), batch(first).labels), Tally(CPU))  # as `baseline` has them
+            ours.step(batch(seed), MetricAccumulator(CPU))
+        ours.step(
+            Batch(batch(first).images.contiguous(), batch(first).labels), MetricAccumulator(CPU)
+        )  # as `baseline` has them
         ours.evaluate([batch(1), padded])
 
     epoch(0)
@@ -322,7 +324,7 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(mode: str, precision: str, c
     ours = learner(mode, recipe, precision, compiled=compiled, device=device)
     images, labels = batch()
     given = Batch(images.to(device, ours.precision.dtype), labels.to(device))
-    tally = Tally(device)
+    tally = MetricAccumulator(device)
     ours.start_epoch()
     for _ in range(3):
         ours.step(given, tally)

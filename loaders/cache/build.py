@@ -1,0 +1,308 @@
+"""Builds pixel caches: decodes every image once, with all cores, and keeps it (`sources.pixel_cache`).
+
+A build may be killed at any time and goes on where it was. Only one process builds a cache; another one
+that wants it waits and tells how far it has come.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loaders.backends.host import antialiased
+from loaders.cache.pixel_cache import (
+    MANIFEST,
+    PIXELS,
+    PROGRESS,
+    Layout,
+    Preprocessing,
+    find_cache,
+    manifest_of,
+    open_cache,
+    read_json,
+    root_of,
+)
+from loaders.errors import InputError, cause
+from loaders.ops.decode import load_pixels
+from loaders.sources.base import CachedPixels, Source
+from loaders.sources.index import Progress
+from loaders.system.files import replacing
+from loaders.system.machine import compute_on_one_core, format_bytes, free_on_disk, usable_cores
+
+ReportBad = Callable[[int, str], None]
+"""Called with the id of a file that has gone bad since it was indexed, and the reason; may raise."""
+
+_PART = "pixels.npy.part"
+_LOCK = "lock"
+_SECONDS_BETWEEN_SAVES = 1.0  # of how far it has come: what a kill may cost, and what is left to write at the end
+_IMAGES_PER_TASK = 16
+_TASKS_PER_WORKER = 4
+_SECONDS_BETWEEN_LOOKS = 0.5  # at another process that builds
+
+
+def with_pixel_cache(
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    report_bad: ReportBad,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Source:
+    """The same samples of the same sizes, with kept pixels instead of files; they are made where there are none.
+
+    Args:
+        report_bad: of what goes wrong now; what had gone bad before is in `CachedPixels.gone`.
+        workers: threads that decode; all usable cores, unless given.
+        progress: called with how many images are done and how many there are.
+
+    Raises:
+        InputError: when there is not enough room on the disk, or the folder cannot be written to.
+    """
+    own = open_cache(source, Layout.of(source, preprocessing))
+    found = find_cache(source, preprocessing) if own is None else own
+    if found is None or (own is not None and own.gone):  # what could not be read is tried again
+        found = build_cache(
+            source, preprocessing, report_bad=report_bad, workers=workers or usable_cores(), progress=progress
+        )
+    return replace(source, images=found)
+
+
+def build_cache(
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    report_bad: ReportBad,
+    workers: int,
+    progress: Progress | None = None,
+) -> CachedPixels:
+    """Decodes all images that are not in the source's own cache yet. Raises as `with_pixel_cache` does."""
+    layout = Layout.of(source, preprocessing)
+    try:
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(layout.folder, progress):
+            found = open_cache(source, layout)
+            if found is None or found.gone:
+                _Build(source, layout, found, report_bad, progress).run(workers)
+            built = open_cache(source, layout)  # before another copy of the set, of other times, can take its place
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = _told_space(layout)
+        else:
+            told = f"{cause(error)}; SATURATE_CACHE names another place"
+        raise InputError(f"no pixels can be kept in {layout.folder}: {told}") from error
+    if built is None:
+        raise InputError(f"{layout.folder} was changed while it was built: remove it, and begin anew")
+    return built
+
+
+@contextmanager
+def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process, however that ends."""
+    with open(folder / _LOCK, "a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                others = read_json(folder / PROGRESS)
+                if progress is not None and others:
+                    progress(others["done"], others["images"])
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            except OSError as error:  # as of some network file systems
+                raise OSError(error.errno, f"files cannot be locked there ({cause(error)})") from error
+        yield
+
+
+class _Build:
+    """One process's work on a cache, of which it holds the lock."""
+
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        found: CachedPixels | None,
+        report_bad: ReportBad,
+        progress: Progress | None,
+    ) -> None:
+        """`found`: a cache that is complete but for files that had gone bad."""
+        self.source, self.layout = source, layout
+        self.report_bad, self.progress = report_bad, progress
+        self.path = layout.folder / (PIXELS if found else _PART)
+        self.done, self.gone = len(source), dict(found.gone) if found else {}
+        if found is None:
+            self.done, self.gone = self._begun() or self._begin()
+        self._require_space()
+
+    def _begun(self) -> tuple[int, dict[int, str]] | None:
+        """How far an earlier build of the same content has come, and what had gone bad."""
+        kept = read_json(self.layout.folder / PROGRESS)
+        if kept.get("content") != self.layout.content:
+            return None
+        if not self.path.is_file():
+            self.path = self.layout.folder / PIXELS  # killed between its last two steps
+        if not self.path.is_file():
+            return None
+        return kept["done"], {int(index): reason for index, reason in kept["gone"].items()}
+
+    def _begin(self) -> tuple[int, dict[int, str]]:
+        """Removes what is of another content, and makes an empty file of the right length."""
+        for name in (MANIFEST, PROGRESS, PIXELS, _PART):
+            (self.layout.folder / name).unlink(missing_ok=True)
+        self.path = self.layout.folder / _PART
+        with open(self.path, "wb") as file:
+            _write_header(file, self.layout.bytes)
+            file.truncate(file.tell() + self.layout.bytes)
+        return 0, {}
+
+    def _require_space(self) -> None:
+        missing = self.layout.bytes - 512 * self.path.stat().st_blocks
+        if missing > free_on_disk(self.layout.folder):
+            if not self.done:
+                self.path.unlink()
+            raise InputError(f"no pixels can be kept in {self.layout.folder}: {_told_space(self.layout)}")
+
+    def run(self, workers: int) -> None:
+        """Decodes what is missing; leaves a complete cache, or one to go on with."""
+        with open(self.path, "r+b", buffering=0) as file:
+            self._file, self._first = file.fileno(), self.path.stat().st_size - self.layout.bytes
+            try:
+                self._fill(workers)
+            finally:
+                self._save(self._state())
+        self._complete()
+
+    def _fill(self, workers: int) -> None:
+        """Decodes and writes, threads ahead of what is counted as done; one more thread brings it to the disk."""
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="saturate", initializer=compute_on_one_core)
+        saver = ThreadPoolExecutor(1, thread_name_prefix="saturate-save")
+        tasks: deque[tuple[list[int], Future[dict[int, str]]]] = deque()
+        saving, saved = saver.submit(lambda: None), time.monotonic()
+        try:
+            for ids in self._runs():
+                tasks.append((ids, pool.submit(self._keep, ids)))
+                if len(tasks) >= workers * _TASKS_PER_WORKER:
+                    self._count(*tasks.popleft())
+                if saving.done() and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                    saving.result()
+                    saving, saved = saver.submit(self._save, self._state()), time.monotonic()
+            while tasks:
+                self._count(*tasks.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            saver.shutdown(wait=True)
+        saving.result()
+
+    def _runs(self) -> Iterator[list[int]]:
+        """What is to be decoded: what could not be before, then what comes next."""
+        yield from ([index] for index in list(self.gone))
+        for first in range(self.done, len(self.source), _IMAGES_PER_TASK):
+            yield list(range(first, min(first + _IMAGES_PER_TASK, len(self.source))))
+
+    def _keep(self, ids: list[int]) -> dict[int, str]:
+        """Decodes some images and writes them to their places; returns why any of them cannot be."""
+        failed = {}
+        offsets, places = self.layout.offsets, np.array(ids)
+        # For the largest: fresh memory for each would cost more.
+        room = np.empty(int((offsets[places + 1] - offsets[places]).max()), np.uint8)
+        for index in ids:
+            if index in self.source.bad:
+                continue
+            try:
+                pixels = self._decoded(index, room)
+            except (OSError, ValueError) as error:
+                failed[index] = cause(error)
+                continue
+            _write_at(self._file, pixels.data.cast("B"), self._first + int(self.layout.offsets[index]))
+        return failed
+
+    def _decoded(self, index: int, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One image as it is to be kept: uint8 `[H, W, 3]`, contiguous; perhaps in `room`."""
+        height, width = self.layout.sizes[index].tolist()
+        size = tuple(self.source.sizes[index].tolist())
+        enough = (height, width) if self.layout.preprocessing.scaled_decoding else None
+        pixels = load_pixels(self.source.images, index, size=size, at_least=enough)
+        return resized(pixels, room[: height * width * 3].reshape(height, width, 3))
+
+    def _count(self, ids: list[int], task: Future[dict[int, str]]) -> None:
+        failed = task.result()
+        for index in ids:
+            if index in failed:
+                self.report_bad(index, failed[index])
+                self.gone[index] = failed[index]
+            else:
+                self.gone.pop(index, None)
+        self.done = max(self.done, ids[-1] + 1)
+        if self.progress is not None:
+            self.progress(self.done, len(self.source))
+
+    def _state(self) -> str:
+        """How far it has come."""
+        state = {"content": self.layout.content, "root": root_of(self.source), "images": len(self.source)}
+        return json.dumps(state | {"done": self.done, "gone": self.gone})
+
+    def _save(self, state: str) -> None:
+        """Takes note of it, once what it says is on the disk."""
+        os.fdatasync(self._file)
+        with replacing(self.layout.folder / PROGRESS, durable=True) as part:
+            part.write_text(state)
+
+    def _complete(self) -> None:
+        """Gives the files their names, the manifest last."""
+        folder, source = self.layout.folder, self.source
+        arrays: dict[str, NDArray[Any]] = {
+            "offsets": self.layout.offsets,
+            "sizes": np.stack([self.layout.sizes, source.sizes], axis=1),
+            "labels": source.labels,
+        }
+        for name, array in arrays.items():
+            with replacing(folder / f"{name}.npy", durable=True) as part, open(part, "wb") as file:
+                np.save(file, array)
+        os.replace(self.path, folder / PIXELS)
+        with replacing(folder / MANIFEST, durable=True) as part:
+            part.write_text(json.dumps(manifest_of(source, self.layout, self.gone), indent=1))
+        (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 `[H, W, 3]` → the shape of `room`, contiguous: torchvision's resize, bilinear with antialiasing.
+
+    `room` is written to, unless nothing is to be resized. ATen writes channels-last into it: turned afterwards,
+    its result took as long again as resizing.
+    """
+    if pixels.shape == room.shape:
+        return np.ascontiguousarray(pixels)
+    whole = np.require(pixels, requirements=["C", "W"])
+    image, out = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (whole, room))
+    antialiased(image, list(room.shape[:2]), False, None, None, out=out)
+    return room
+
+
+def _told_space(layout: Layout) -> str:
+    free = free_on_disk(layout.folder)
+    return (
+        f"{format_bytes(layout.bytes)} are wanted, {format_bytes(free)} are free. A smaller --cache-size takes less, "
+        "SATURATE_CACHE names another place, and LOADER=torchvision keeps nothing."
+    )
+
+
+def _write_header(file: BinaryIO, length: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"shape": (length,), "fortran_order": False, "descr": "|u1"})
+
+
+def _write_at(file: int, data: memoryview, place: int) -> None:
+    """Writes all of it, letting go of the interpreter's lock; OSError where the disk is full."""
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written

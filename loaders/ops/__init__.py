@@ -1,0 +1,1 @@
+"""Operations on pixels: decoding, resampling, finishing, the fused GPU kernels, and the reference for them."""

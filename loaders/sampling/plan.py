@@ -1,0 +1,267 @@
+"""What happens to each sample: boxes, rotation, flips, colour factors.
+
+A plan is drawn apart from its execution: as small arrays, for thousands of samples at a time, each
+row a pure function of (seed, epoch, sample id, image height and width). Who carries it out is
+another matter; all who do get the same samples with the same crops.
+
+Geometry is one read or two. The *first read* takes a box of the image, resizes it (bilinear with
+antialiasing) and keeps a square window of the result, black where the window leaves it:
+
+    image ─ box ─► resize ─► window S1 × S1
+
+This covers random resized crops (the window is all of it), resize + centre crop, and padded random
+crops. Where there is a rotation or another crop, a *second read* of that square goes through both at
+once: output pixel → inner box → rotated about the square's centre, bilinear.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loaders.sampling.philox import Purpose, uniforms
+
+Range: TypeAlias = tuple[float, float]
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+
+CROP_TRIES = 10  # as torchvision.transforms.RandomResizedCrop
+
+
+# --- what to draw -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A box of random area and aspect ratio, resized to `size` × `size`; torchvision's distribution."""
+
+    size: int
+    scale: Range = (0.08, 1.0)
+    """Area of the box as a share of the image's."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """Width ÷ height of the box, uniform in its logarithm."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "size", self.size, "at least 1 pixel")
+        _require(0 < self.scale[0] <= self.scale[1], "scale", self.scale, "two shares, 0 < low <= high")
+        _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "two ratios, 0 < low <= high")
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """The shorter side resized to `resize` pixels, then the middle `size` × `size`."""
+
+    resize: int
+    size: int
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.size <= self.resize, "size", self.size, f"1 to resize = {self.resize} pixels")
+
+
+@dataclass(frozen=True)
+class PaddedRandomCrop:
+    """The shorter side resized to `resize` pixels, `padding` black pixels all around, a random `size` × `size`."""
+
+    resize: int
+    size: int
+    padding: int
+
+    def __post_init__(self) -> None:
+        _require(self.resize >= 1, "resize", self.resize, "at least 1 pixel")
+        _require(self.padding >= 0, "padding", self.padding, "0 pixels or more")
+        most = self.resize + 2 * self.padding
+        _require(1 <= self.size <= most, "size", self.size, f"1 to resize + 2 * padding = {most} pixels")
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Ranges of the factors, and of the hue's shift in turns; the four are applied in random order."""
+
+    brightness: Range = (1.0, 1.0)
+    contrast: Range = (1.0, 1.0)
+    saturation: Range = (1.0, 1.0)
+    hue: Range = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            _require(0 <= low <= high, name, (low, high), "two factors, 0 <= low <= high")
+        _require(-0.5 <= self.hue[0] <= self.hue[1] <= 0.5, "hue", self.hue, "two shifts within -0.5 to 0.5")
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """Which plans are drawn: crop, rotation, second crop, flips, colour jitter; applied in this order."""
+
+    crop: RandomResizedCrop | ResizeCenterCrop | PaddedRandomCrop
+    rotation: float = 0.0
+    """Degrees: the angle is uniform on -rotation to rotation."""
+    second_crop: RandomResizedCrop | None = None
+    """Applied to the first crop's result."""
+    horizontal_flip: float = 0.0
+    """Probability, 0 to 1."""
+    vertical_flip: float = 0.0
+    """Probability, 0 to 1."""
+    color_jitter: ColorJitter | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.rotation <= 180, "rotation", self.rotation, "0 to 180 degrees")
+        for name in ("horizontal_flip", "vertical_flip"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
+
+    @property
+    def size(self) -> int:
+        """Side of the finished image in pixels."""
+        return (self.second_crop or self.crop).size
+
+    @property
+    def reads_twice(self) -> bool:
+        return self.rotation > 0 or self.second_crop is not None
+
+
+# --- what was drawn -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of B samples. `None` where the spec has no such stage. Boxes are (top, left, height, width)."""
+
+    size: int
+    """Side of the finished image, pixels."""
+    read_size: int
+    """Side of the first read's window, pixels; `size` where there is no second read."""
+    box: Ints
+    """`[B, 4]`: what the first read takes of the image (after EXIF rotation), pixels."""
+    resized: Ints
+    """`[B, 2]`: height and width the box is resized to."""
+    window: Ints
+    """`[B, 2]`: top and left of the window in the resized box; outside of it (negative, or beyond) is black."""
+    inner: Ints | None
+    """`[B, 4]`: what the second read takes of the window."""
+    angle: Floats | None
+    """`[B]`: degrees, counter-clockwise."""
+    flip: NDArray[np.bool_]
+    """`[B, 2]`: horizontal, vertical."""
+    color: Floats | None
+    """`[B, 4]`: factors for brightness, contrast and saturation, and the hue's shift in turns."""
+    color_order: Ints | None
+    """`[B, 4]`: which of the four comes first, second, third, fourth."""
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Plan":
+        """The plans of some of the samples."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        picked: dict[str, Any] = {name: v[rows] if isinstance(v, np.ndarray) else v for name, v in values}
+        return Plan(**picked)
+
+    def overwrite(self, row: int, other: "Plan") -> None:
+        """Puts the only row of `other` into a row of this one."""
+        for field in fields(self):
+            if isinstance(column := getattr(self, field.name), np.ndarray):
+                column[row] = getattr(other, field.name)[0]
+
+
+def draw(spec: PlanSpec, *, seed: int, epoch: int, ids: NDArray[np.int64], sizes: NDArray[np.int32] | Ints) -> Plan:
+    """Draws the plans of the samples `ids`.
+
+    Args:
+        ids: `[B]`, sample ids, >= 0.
+        sizes: `[B, 2]`, height and width of each image in pixels, after EXIF rotation.
+    """
+    box, resized, window = _first_read(spec.crop, seed, epoch, ids, sizes.astype(np.int64))
+    inner = angle = color = color_order = None
+    turn, across, upside_down, _ = uniforms(seed, epoch, Purpose.TURN, ids)
+    if spec.reads_twice:
+        square = np.full((len(ids), 2), spec.crop.size, np.int64)
+        inner = _whole(square)
+        if spec.second_crop is not None:
+            inner = _random_resized_box(spec.second_crop, seed, epoch, Purpose.SECOND_CROP, ids, square)
+        angle = (2 * turn - 1) * spec.rotation
+    if spec.color_jitter is not None:
+        jitter = spec.color_jitter
+        low, high = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]).T
+        color = low + (high - low) * uniforms(seed, epoch, Purpose.COLOR, ids).T
+        color_order = np.argsort(uniforms(seed, epoch, Purpose.COLOR_ORDER, ids).T, axis=1, kind="stable")
+    flip = np.stack([across < spec.horizontal_flip, upside_down < spec.vertical_flip], axis=1)
+    return Plan(spec.size, spec.crop.size, box, resized, window, inner, angle, flip, color, color_order)
+
+
+def _first_read(
+    crop: RandomResizedCrop | ResizeCenterCrop | PaddedRandomCrop, seed: int, epoch: int, ids: Ints, sizes: Ints
+) -> tuple[Ints, Ints, Ints]:
+    """Box, resized and window of `Plan`."""
+    if isinstance(crop, RandomResizedCrop):
+        box = _random_resized_box(crop, seed, epoch, Purpose.CROP, ids, sizes)
+        return box, np.full_like(sizes, crop.size), np.zeros_like(sizes)
+    resized = shorter_side_to(crop.resize, sizes)
+    if isinstance(crop, ResizeCenterCrop):
+        return _whole(sizes), resized, np.rint((resized - crop.size) / 2).astype(np.int64)
+    places = resized + 2 * crop.padding - crop.size + 1
+    position = uniforms(seed, epoch, Purpose.CROP, ids)[:2].T
+    return _whole(sizes), resized, (position * places).astype(np.int64) - crop.padding
+
+
+def _random_resized_box(
+    crop: RandomResizedCrop, seed: int, epoch: int, purpose: Purpose, ids: Ints, sizes: Ints
+) -> Ints:
+    """torchvision's `RandomResizedCrop.get_params` for many images: ten tries, then the fallback."""
+    box = _central_box(crop.ratio, sizes)
+    log_ratio = np.log(crop.ratio)
+    left = np.arange(len(ids))  # the rows whose box has not been found yet
+    for attempt in range(CROP_TRIES):
+        u_area, u_ratio, u_top, u_left = uniforms(seed, epoch, purpose, ids[left], attempt)
+        height, width = sizes[left].T
+        area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u_area)
+        ratio = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * u_ratio)
+        w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        top = (u_top * (height - h + 1)).astype(np.int64)
+        start = (u_left * (width - w + 1)).astype(np.int64)
+        box[left[fits]] = np.stack([top, start, h, w], axis=1)[fits]
+        left = left[~fits]
+        if not len(left):
+            break
+    return box
+
+
+def _central_box(ratio: Range, sizes: Ints) -> Ints:
+    """The largest central box whose aspect ratio is within `ratio`: torchvision's fallback."""
+    height, width = sizes.T
+    # A very long image can round to no pixels at all, with which torchvision fails; one pixel is the least.
+    w = np.clip(np.rint(height * max(ratio)).astype(np.int64), 1, width)
+    h = np.clip(np.rint(width / min(ratio)).astype(np.int64), 1, height)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+
+
+def shorter_side_to(length: int, sizes: Ints) -> Ints:
+    """Height and width after torchvision's `Resize(length)`: the longer side is rounded down."""
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    stretched = (length * longer / shorter).astype(np.int64)
+    portrait = sizes[:, 0] > sizes[:, 1]
+    return np.stack([np.where(portrait, stretched, length), np.where(portrait, length, stretched)], axis=1)
+
+
+def scale_boxes(boxes: Ints, sizes: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]) -> Ints:
+    """Where boxes lie in the same images at other sizes, in whole pixels, each of one pixel at least.
+
+    Args:
+        boxes: `[B, 4]`, of images of `sizes`.
+        sizes, found: `[B, 2]`, height and width, before and after.
+    """
+    ratio = found / sizes
+    first = np.minimum(np.rint(boxes[:, :2] * ratio).astype(np.int64), found - 1)
+    last = np.rint((boxes[:, :2] + boxes[:, 2:]) * ratio).astype(np.int64)
+    return np.concatenate([first, np.maximum(last - first, 1)], axis=1)
+
+
+def _whole(sizes: Ints) -> Ints:
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value}: expected {wanted}")

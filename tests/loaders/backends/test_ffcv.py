@@ -1,0 +1,303 @@
+"""The loader `ffcv`: its file, and its compiled kernel against the reference."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from loaders import (
+    BadImageError,
+    InputError,
+    LoaderConfig,
+    PaddedRandomCrop,
+    PlanSpec,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+    Source,
+    build_loader,
+    choose_loader,
+    open_data,
+)
+from loaders.backends import ffcv as backend
+from loaders.backends.ffcv import FFCVLoader
+from loaders.ops import reference
+from loaders.sampling import plan as plans
+from loaders.sources import PixelArray
+from loaders.system.machine import cache_folder
+from tests.conftest import smooth_image
+
+SPEC = PlanSpec(RandomResizedCrop(32), horizontal_flip=0.5)
+SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(2, 300, (30, 2))]
+SIZES += [(1, 600), (600, 1), (2, 999), (1, 1)]
+
+
+def build(source: Source, *, spec: PlanSpec = SPEC, training: bool = True, **options: Any) -> FFCVLoader:
+    config = LoaderConfig(spec=spec, training=training, batch_size=4, workers=2, dtype=torch.uint8)
+    return FFCVLoader(source, config, **options)
+
+
+def images(loader: Any) -> torch.Tensor:
+    return torch.cat([images for images, _ in loader])
+
+
+@pytest.fixture
+def jpegs(image_folder: Path) -> Source:
+    """24 of them."""
+    return open_data(str(image_folder), root=image_folder)[0]
+
+
+def by_torchvision(source: Source, spec: PlanSpec = SPEC, training: bool = True) -> torch.Tensor:
+    config = LoaderConfig(spec=spec, training=training, batch_size=4, workers=2, dtype=torch.uint8)
+    return images(build_loader(source, config, loader="torchvision"))
+
+
+def files() -> list[str]:
+    """What lies in the cache's folder, lock apart."""
+    return sorted(set(os.listdir(cache_folder() / "ffcv")) - {".lock"})
+
+
+# --- the kernel --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[np.ndarray]:
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.parametrize(
+    "crop",
+    [
+        RandomResizedCrop(17),
+        RandomResizedCrop(224),
+        ResizeCenterCrop(73, 64),
+        ResizeCenterCrop(40, 40),
+        PaddedRandomCrop(20, 24, 5),
+        PaddedRandomCrop(30, 8, 40),
+    ],
+    ids=str,
+)
+def test_it_reads_noise_of_any_size_as_the_reference_does_to_the_bit(
+    crop: RandomResizedCrop | ResizeCenterCrop | PaddedRandomCrop, noise: list[np.ndarray]
+) -> None:
+    kernel, _ = backend._libraries()
+    spec = PlanSpec(crop, horizontal_flip=0.5, vertical_flip=0.5)
+    plan = plans.draw(spec, seed=0, epoch=0, ids=np.arange(len(noise)), sizes=np.array(SIZES))
+    lengths = [image.size for image in noise]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    table = np.column_stack([starts, lengths, np.full(len(noise), kernel.RAW), SIZES])
+    file = np.concatenate([image.ravel() for image in noise])
+    file.flags.writeable = False
+    squares = np.full((len(noise), crop.size, crop.size, 3), 7, np.uint8)
+    ids, room = np.arange(len(noise)), np.empty(0, np.uint8)
+    kernel.read_squares(file, table, ids, plan.box, plan.resized, plan.window, plan.flip, True, room, squares)
+    read = [
+        reference.first_read(torch.from_numpy(image).permute(2, 0, 1), plan, row) for row, image in enumerate(noise)
+    ]
+    wanted = reference.flip(torch.stack(read), plan).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(squares, wanted)
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.parametrize(
+    "spec", [SPEC, PlanSpec(PaddedRandomCrop(32, 32, 12), horizontal_flip=0.5, vertical_flip=0.5)], ids=["crop", "pad"]
+)
+def test_ffcvs_own_resampling_is_near_and_not_the_same(jpegs: Source, spec: PlanSpec) -> None:
+    """Measured on smooth images: mean 0.9 grey levels; a box or flip that is not the plan's would be 30 and more."""
+    apart = (images(build(jpegs, spec=spec, resampling="area")).float() - by_torchvision(jpegs, spec)).abs()
+    assert 0.1 < apart.mean() < 3
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.needs_photos
+def test_real_photographs_are_decoded_as_pillow_decodes_them(photos: Path) -> None:
+    source = open_data(str(photos), root=photos)[0].take(64)
+    loader = build(source)
+    loader.prepare()
+    assert loader._beton is not None
+    assert (loader._beton.images[:, 2] == loader._kernel.JPEG).all()  # none had to be kept as pixels
+    assert torch.equal(images(loader), by_torchvision(source))
+
+
+# --- the file ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_ffcv
+def test_the_file_is_written_once_with_progress(jpegs: Source) -> None:
+    told: list[tuple[int, int]] = []
+    first = build(jpegs)
+    first.prepare(lambda done, total: told.append((done, total)))
+    assert told[-1] == (24, 24)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    written = first.path.stat()
+    again = build(jpegs)
+    again.prepare(lambda *_: pytest.fail("nothing is left to do"))
+    assert torch.equal(images(again), images(first))
+    assert (first.path.stat().st_ino, first.path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert files() == [first.path.name]
+
+
+@pytest.mark.needs_ffcv
+def test_other_data_has_a_file_of_its_own(jpegs: Source) -> None:
+    few = jpegs.take(8)
+    assert torch.equal(images(build(few)), by_torchvision(few))
+    assert torch.equal(images(build(jpegs)), by_torchvision(jpegs))
+    assert len(files()) == 2
+
+
+@pytest.mark.needs_ffcv
+def test_an_edit_that_keeps_the_length_is_noticed_and_the_old_file_goes(image_folder: Path, jpegs: Source) -> None:
+    build(jpegs).prepare()
+    path = Path(jpegs.images.describe(3))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xdb") + 5] ^= 3  # how a JPEG's mean is quantised
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))
+    edited = open_data(str(image_folder), root=image_folder)[0]
+    assert edited.fingerprint == jpegs.fingerprint
+    assert torch.equal(images(build(edited)), by_torchvision(edited))
+    assert files() == [build(edited).path.name]
+
+
+@pytest.mark.needs_ffcv
+def test_what_a_killed_process_left_goes(jpegs: Source) -> None:
+    path = build(jpegs).path
+    path.parent.mkdir(parents=True)
+    path.with_name(f"{path.name}.1234.part").touch()
+    build(jpegs).prepare()
+    assert files() == [path.name]
+
+
+@pytest.mark.needs_ffcv
+def test_pixels_and_jpegs_deliver_the_same(jpegs: Source) -> None:
+    as_jpegs, as_pixels = build(jpegs), build(jpegs, photographs="raw")
+    assert torch.equal(images(as_jpegs), images(as_pixels))
+    assert as_jpegs._beton is not None
+    assert as_pixels._beton is not None
+    assert set(as_jpegs._beton.images[:, 2]) == {as_jpegs._kernel.JPEG}
+    assert set(as_pixels._beton.images[:, 2]) == {as_jpegs._kernel.RAW}
+    stored = sorted(as_jpegs._beton.images[:, 1].tolist())
+    assert stored == sorted(len(jpegs.images.read(index)) for index in range(24))  # as they are, not encoded anew
+
+
+@pytest.mark.needs_ffcv
+def test_ffcv_itself_reads_the_file() -> None:
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.pipeline.compiler import Compiler
+
+    pixels = np.stack([smooth_image(12, 16, seed) for seed in range(10)])
+    sizes = np.full((10, 2), (12, 16), np.int32)
+    source = Source("ten", ("a",), np.zeros(10, np.int64), sizes, PixelArray(pixels), "ten")
+    loader = build(source)
+    loader.prepare()
+    Compiler.set_enabled(False)  # it would take seconds
+    try:
+        theirs = Loader(str(loader.path), 5, num_workers=1, pipelines={"image": [SimpleRGBImageDecoder()]})
+        read = np.concatenate([batch[0].copy() for batch in theirs])
+    finally:
+        Compiler.set_enabled(True)
+    np.testing.assert_array_equal(read, pixels)
+
+
+@pytest.mark.needs_ffcv
+def test_a_file_that_went_bad_leaves_nothing_half_written(jpegs: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.unlink(jpegs.images.describe(20))
+    made: list[str] = []
+    make = SharedMemory.__init__
+
+    def noted(memory: SharedMemory, *given: Any, **named: Any) -> None:
+        make(memory, *given, **named)
+        made.append(memory.name)
+
+    monkeypatch.setattr(SharedMemory, "__init__", noted)
+    with pytest.raises(BadImageError, match="it was good when indexed"):
+        build(jpegs).prepare()
+    assert files() == []
+    assert made
+    assert not set(made) & set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.needs_ffcv
+def test_a_file_with_a_gap_that_the_index_does_not_know_is_written_anew(image_folder: Path, jpegs: Source) -> None:
+    config = LoaderConfig(spec=SPEC, training=True, batch_size=4, on_bad_image="skip")
+    path = Path(jpegs.images.describe(20))
+    away = path.rename(image_folder / "away.jpg")
+    patchy = FFCVLoader(jpegs, config)
+    patchy.prepare()
+    assert len(patchy.bad_images) == 1
+    away.rename(path)
+    whole = FFCVLoader(jpegs, config)
+    whole.prepare()
+    assert whole.bad_images == []
+    assert torch.equal(images(build(jpegs)), by_torchvision(jpegs))
+
+
+@pytest.mark.needs_ffcv
+def test_a_damaged_file_is_named_with_the_remedy(jpegs: Source) -> None:
+    loader = build(jpegs)
+    loader.prepare()
+    assert loader._beton is not None
+    with open(loader.path, "r+b") as file:
+        for start, length in loader._beton.images[:, :2].tolist():
+            file.seek(start)
+            file.write(bytes(length))
+    with pytest.raises(InputError, match=rf"cannot be decoded from {loader.path}: remove that file"):
+        list(loader)
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.parametrize("content", [b"", b"no beton", bytes(5000)], ids=len)
+def test_what_is_no_beton_under_its_name_is_written_anew(jpegs: Source, content: bytes) -> None:
+    path = build(jpegs).path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert torch.equal(images(build(jpegs)), by_torchvision(jpegs))
+
+
+@pytest.mark.needs_ffcv
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(
+    jpegs: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"LOADER=ffcv: .* cannot be written .*SATURATE_CACHE"):
+        build(jpegs).prepare()
+
+
+@pytest.mark.needs_ffcv
+def test_an_image_larger_than_a_page_finds_room(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "large" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(smooth_image(900, 1100, number)).save(tmp_path / "large" / name / f"{number}.png")
+    source = open_data(str(tmp_path / "large"), root=tmp_path)[0]
+    assert torch.equal(images(build(source)), by_torchvision(source))
+
+
+# --- the library ---------------------------------------------------------------------------------------
+
+
+def test_without_ffcv_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "ffcv" else importlib.util.find_spec(name))
+    with pytest.raises(InputError, match=r"LOADER=ffcv cannot be used here: .*make setup-ffcv$"):
+        choose_loader("ffcv", [], device=torch.device("cpu"))
+
+
+@pytest.mark.needs_ffcv
+def test_importing_ffcv_leaves_torchs_threads_alone() -> None:
+    program = (
+        "import torch; torch.set_num_threads(3); from loaders.backends.ffcv import _libraries; _libraries(); "
+        "print(torch.get_num_threads())"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "3"

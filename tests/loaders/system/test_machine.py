@@ -1,0 +1,147 @@
+"""Cores and folders: what this process may use of its machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from loaders.system.machine import cache_folder, free_memory, usable_cores
+
+V1_QUOTA, V1_PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "300000 100000\n"}, 3),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        ({"cpu.max": "150000 50000\n"}, 3),
+        ({"cpu.max": "not a quota\n"}, 8),
+        ({"cpu.max": "100000 0\n"}, 8),
+        ({V1_QUOTA: "-1\n", V1_PERIOD: "100000\n"}, 8),
+        ({V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 4),
+        ({V1_QUOTA: "50000\n", V1_PERIOD: "100000\n"}, 1),
+        ({V1_QUOTA: "400000\n"}, 8),
+        ({V1_QUOTA: "400000\n", V1_PERIOD: "0\n"}, 8),
+        ({"cpu.max": "200000 100000\n", V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 2),
+    ],
+)
+def test_cores_are_those_of_the_affinity_within_the_cgroups_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    write(tmp_path, files)
+    assert usable_cores(tmp_path, tmp_path / "none") == cores
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "cores"),
+    [
+        ("0::/slurm/job_7\n", {"slurm/job_7/cpu.max": "300000 100000\n"}, 3),
+        ("0::/slurm/job_7\n", {"slurm/job_7/cpu.max": "max 100000\n", "slurm/cpu.max": "200000 100000\n"}, 2),
+        ("0::/slurm/job_7\n", {"slurm/job_8/cpu.max": "100000 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "500000 100000\n"}, 5),
+        ("no group\n", {"cpu.max": "500000 100000\n"}, 5),
+        (
+            "4:memory:/a\n3:cpu,cpuacct:/job\n0::/\n",
+            {"cpu/job/cpu.cfs_quota_us": "400000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+            4,
+        ),
+    ],
+)
+def test_what_holds_for_a_process_is_what_its_own_groups_and_those_above_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memberships: str, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    write(tmp_path, files | {"own": memberships})
+    assert usable_cores(tmp_path, tmp_path / "own") == cores
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "free"),
+    [
+        ("0::/\n", {"memory.max": "5000\n", "memory.current": "2000\n", "memory.stat": "anon 1500\n"}, 3000),
+        ("0::/\n", {"memory.max": "5000\n", "memory.current": "2000\n"}, 3000),
+        (
+            "0::/job\n",
+            {
+                "job/memory.max": "5000\n",
+                "job/memory.current": "4900\n",
+                "job/memory.stat": "anon 900\ninactive_file 1000\nactive_file 3000\n",
+            },
+            4100,
+        ),
+        (
+            "8:pids:/\n4:memory:/job\n",
+            {
+                "memory/job/memory.limit_in_bytes": "7000\n",
+                "memory/job/memory.usage_in_bytes": "7000\n",
+                "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 1500\n",
+            },
+            2000,
+        ),
+        ("0::/\n", {"memory.max": "10\n", "memory.current": "20\n", "memory.stat": "anon 20\n"}, 0),
+    ],
+)
+def test_memory_is_what_the_groups_leave_and_files_in_it_count_as_free(
+    tmp_path: Path, memberships: str, files: dict[str, str], free: int
+) -> None:
+    write(tmp_path, files | {"own": memberships})
+    assert free_memory(torch.device("cpu"), tmp_path, tmp_path / "own") == free
+
+
+def test_without_a_limit_the_systems_word_counts(tmp_path: Path) -> None:
+    write(tmp_path, {"memory.max": "max\n", "memory.current": "2000\n", "memory.stat": "anon 1\n"})
+    assert free_memory(torch.device("cpu"), tmp_path, tmp_path / "none") > 1 << 20
+
+
+def test_what_torch_keeps_of_a_gpus_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a second run in the same process would find the first one's taken."""
+    for name, told in {"mem_get_info": (10, 80), "memory_reserved": 60, "memory_allocated": 25}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, told=told: told)
+    assert free_memory(torch.device("cuda")) == 45
+
+
+def test_affinity_counts_not_the_machines_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 17, 40})
+    assert usable_cores(tmp_path, tmp_path / "none") == 3
+
+
+@pytest.mark.parametrize(("counted", "cores"), [(6, 6), (None, 1)])
+def test_without_affinity_the_machines_cores_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: int | None, cores: int
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert usable_cores(tmp_path, tmp_path / "none") == cores
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"SATURATE_CACHE": "/mine", "XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/mine"),
+        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/xdg/saturate"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/saturate"),
+        ({"SATURATE_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/home/me"}, "/home/me/.cache/saturate"),
+    ],
+)
+def test_the_cache_lies_where_the_first_variable_that_is_set_says(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+) -> None:
+    for name in ("SATURATE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(folder)
