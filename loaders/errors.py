@@ -1,11 +1,36 @@
 """What goes wrong with what a user gave: the message names the thing and the remedy."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: a folder, an option, a state. The message is for the user."""
+
+
+_FIELD = re.compile(r"`(\w+)(?:=\"?([^`\"]*)\"?)?`")
+
+
+def name_options(message: str, options: Mapping[str, str]) -> str:
+    """Rewrites the fields that a message names in backticks as the options of a program.
+
+    The packages name the fields of their own interface: `` `batch_size` ``, `` `on_bad_image="skip"` ``. A program
+    passes what a user of it types instead: with `{"batch_size": "--batch-size", "loader": "LOADER"}`,
+    `` `batch_size=8` `` becomes `--batch-size 8`, and `` `loader="dali"` `` becomes `LOADER=dali`. Other text in
+    backticks stays as it is.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        field, value = found.groups()
+        if field not in options:
+            return found[0]
+        name = options[field]
+        if value is None:
+            return name
+        return f"{name} {value}" if name.startswith("--") else f"{name}={value}"
+
+    return _FIELD.sub(option, message)
 
 
 def cause(error: BaseException) -> str:

@@ -5,12 +5,16 @@ one number (how many samples of the epoch have been delivered, over all ranks) a
 when the world size changes.
 """
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loaders.sampling.philox import Purpose, words
+
+LastBatch: TypeAlias = Literal["drop", "pad"]
+"""What happens to an incomplete last batch: it is dropped (training), or padded with `PADDING` (evaluation)."""
 
 PADDING = -1
 """Stands for "no sample" in the last batches of an evaluation."""
@@ -26,7 +30,7 @@ def batches(
     sequence: NDArray[np.int64],
     *,
     batch_size: int,
-    last: Literal["drop", "pad"],
+    last: LastBatch,
     rank: int = 0,
     world_size: int = 1,
     start: int = 0,
@@ -56,9 +60,36 @@ def batches(
     return rest.reshape(-1, world_size, batch_size)[:, rank]
 
 
-def count_batches(
-    samples: int, *, batch_size: int, last: Literal["drop", "pad"], world_size: int = 1, start: int = 0
-) -> int:
+def count_batches(samples: int, *, batch_size: int, last: LastBatch, world_size: int = 1, start: int = 0) -> int:
     """How many rows `batches` returns."""
     together = batch_size * world_size
     return (samples - start) // together if last == "drop" else -(-(samples - start) // together)
+
+
+def replace_unreadable(
+    ids: NDArray[np.int64], unreadable: Collection[int], sequence: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """`ids` without the unreadable samples; the same array where it has none.
+
+    Args:
+        ids: int64 `[B]`.
+        unreadable: samples that must not be delivered.
+        sequence: the epoch's order. Each unreadable sample is replaced by the readable one that follows it there,
+            cyclically. With None it is replaced by `PADDING`, so that no other sample counts twice.
+
+    Returns:
+        int64 `[B]`. `PADDING` stands where no readable sample is left.
+    """
+    places = np.flatnonzero(np.isin(ids, list(unreadable))) if unreadable else ()
+    if not len(places):
+        return ids
+    replaced = ids.copy()
+    for place in places:
+        replaced[place] = PADDING if sequence is None else _next_readable(int(ids[place]), unreadable, sequence)
+    return replaced
+
+
+def _next_readable(index: int, unreadable: Collection[int], sequence: NDArray[np.int64]) -> int:
+    here = int(np.flatnonzero(sequence == index)[0])
+    following = (int(sequence[place % len(sequence)]) for place in range(here + 1, here + len(sequence)))
+    return next((other for other in following if other not in unreadable), PADDING)
