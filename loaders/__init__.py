@@ -6,16 +6,21 @@
     for images, labels in loader:
         ...
 
-The way of a batch: source → order → plan → backend (decode, crop, resize) → device (flip, colour,
-normalise).
+The path of a batch: source → order → plan → executor (decode, crop, resize) → device (flip, color, normalize).
+
+Names are imported on first use, so that programs can parse their options without waiting for torch.
 """
 
-from loaders.auto import Choice
-from loaders.errors import BadImage, BadImageError, InputError
-from loaders.factory import available_loaders, build_loader, choose_loader
-from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
-from loaders.sampling.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
-from loaders.sources import Source, open_data
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loaders.auto import Choice
+    from loaders.errors import BadImage, BadImageError, InputError
+    from loaders.factory import available_loaders, build_loader, choose_loader
+    from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
+    from loaders.sampling.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
+    from loaders.sources import Source, open_data
 
 __all__ = [
     "NO_LABEL",
@@ -37,3 +42,25 @@ __all__ = [
     "choose_loader",
     "open_data",
 ]
+
+_MODULES = {
+    "auto": ("Choice",),
+    "errors": ("BadImage", "BadImageError", "InputError"),
+    "factory": ("available_loaders", "build_loader", "choose_loader"),
+    "loader": ("NO_LABEL", "Batch", "Loader", "LoaderConfig"),
+    "sampling.plan": ("ColorJitter", "PaddedRandomCrop", "PlanSpec", "RandomResizedCrop", "ResizeCenterCrop"),
+    "sources": ("Source", "open_data"),
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets import CIFAR10
 
 from loaders.errors import InputError
 from loaders.sources.base import PixelArray, Source, digest
@@ -33,6 +32,8 @@ def open_cifar10(root: Path) -> tuple[Source, Source]:
     Raises:
         InputError: when a file is damaged, or nothing is there and the download fails.
     """
+    from torchvision.datasets import CIFAR10  # here, as importing it takes seconds
+
     try:
         if (root / BINARY_FOLDER).is_dir():
             return _binary_version(root / BINARY_FOLDER)

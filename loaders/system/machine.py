@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from threadpoolctl import ThreadpoolController
+
+if TYPE_CHECKING:  # torch is imported where it is needed: programs ask for cores and folders before they need it
+    import torch
 
 SHARED_MEMORY = Path("/dev/shm")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -30,6 +33,8 @@ def compute_on_one_core() -> None:
     Where threads share the cores already, each operation's own threads wait for each other: loading photographs
     with two workers on two cores was 12 % slower so.
     """
+    import torch
+
     torch.get_num_threads()  # sets the thread's number, once; what is set before that is lost
     ThreadpoolController().select(user_api="openmp").limit(limits=1)
 
@@ -69,12 +74,14 @@ def _quota(group: Path) -> float | None:
         return None
 
 
-def free_memory(device: torch.device, cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
+def free_memory(device: "torch.device", cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
     """Bytes that can still be had on the device; of a CPU's memory no more than the cgroups allow.
 
     Files that are kept in memory count as free, as they go where memory is wanted; so does what torch keeps of a GPU's.
     """
     if device.type == "cuda":
+        import torch
+
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
