@@ -72,19 +72,19 @@ def replace_unreadable(
     """`ids` without the unreadable samples; the same array where it has none.
 
     Args:
-        ids: int64 `[B]`.
+        ids: int64, of any shape.
         unreadable: samples that must not be delivered.
         sequence: the epoch's order. Each unreadable sample is replaced by the readable one that follows it there,
             cyclically. With None it is replaced by `PADDING`, so that no other sample counts twice.
 
     Returns:
-        int64 `[B]`. `PADDING` stands where no readable sample is left.
+        int64, of the shape of `ids`. `PADDING` stands where no readable sample is left.
     """
-    places = np.flatnonzero(np.isin(ids, list(unreadable))) if unreadable else ()
-    if not len(places):
+    affected = np.isin(ids, list(unreadable)) if unreadable else None
+    if affected is None or not affected.any():
         return ids
     replaced = ids.copy()
-    for place in places:
+    for place in zip(*np.nonzero(affected), strict=True):
         replaced[place] = PADDING if sequence is None else _next_readable(int(ids[place]), unreadable, sequence)
     return replaced
 
