@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders.errors import BadImage, BadImageError, InputError
-from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
 from loaders.ops.transfer import sent
 from loaders.sampling import order, plan
 from loaders.sampling.order import PADDING
-from loaders.sampling.plan import Plan, PlanSpec
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan, PlanSpec
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
 from loaders.system.instrument import stage

@@ -1,7 +1,7 @@
 """`dali`: NVIDIA DALI decodes and resizes, on a GPU with nvJPEG and its hardware decoders, else on the CPU.
 
 The plan enters beside the encoded bytes: of each image only the plan's box is decoded, resized and cut to
-the plan's window. The squares that come out are finished as everyone's are (`reference.finish`), on the
+the plan's window. The squares that come out are finished as everyone's are (`loaders.ops.finish`), on the
 device they lie on, without a copy; so second read, flips and colour are the same to the bit. DALI is not asked
 to turn images upright, as it finds another orientation than Pillow in some files: it is given the plan as it is in
 the image that the file holds, and what comes out is turned.
@@ -31,7 +31,7 @@ from torch.utils.dlpack import from_dlpack
 from loaders.backends.host import MOST_SAMPLES_PER_TASK, HostLoader, PendingBatch
 from loaders.errors import InputError
 from loaders.loader import Batch, LoaderConfig
-from loaders.ops import reference
+from loaders.ops.finish import finish
 from loaders.ops.transfer import sent
 from loaders.sampling.order import PADDING
 from loaders.sampling.plan import Plan, RandomResizedCrop
@@ -299,7 +299,7 @@ class DaliLoader(HostLoader):
 
     def _finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
         config = self.config
-        return reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=out)
+        return finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=out)
 
     def _put(self, square: Tensor, batch: _Running, place: int) -> None:
         """One sample that DALI left blank: padding, or what the `torchvision` loader makes of it."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from loaders.backends.memory import BatchMemory
 from loaders.errors import BadImageError, cause
 from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
-from loaders.ops import reference
 from loaders.ops.decode import load_pixels
+from loaders.ops.finish import finish
 from loaders.sampling.order import PADDING
 from loaders.sampling.plan import Plan, scale_boxes
 from loaders.sources.base import Source
@@ -128,7 +128,7 @@ class HostLoader(Loader):
             else self._squares.empty((len(places), plan.read_size, plan.read_size, 3), torch.uint8).permute(0, 3, 1, 2)
         )
         self._read(squares, batch, ids, places)
-        reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=images)
+        finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=images)
 
     def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:
         """Decodes some of a batch's samples and reads them into `squares`; sets their labels."""
@@ -195,7 +195,7 @@ class HostLoader(Loader):
             return Batch(made.images, made.labels)
         config = self.config
         squares, labels = self._upload(made.images, made.labels)
-        return Batch(reference.finish(squares, made.plan, mean=config.mean, std=config.std, dtype=config.dtype), labels)
+        return Batch(finish(squares, made.plan, mean=config.mean, std=config.std, dtype=config.dtype), labels)
 
 
 class _Upload:
