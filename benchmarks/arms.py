@@ -20,7 +20,7 @@ from loaders.backends.baseline import PillowDataset, staged_transforms
 from loaders.backends.host import batches_ahead
 from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.loader import Loader
-from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD
 from loaders.sources import ImageFiles, PixelArray
 from loaders.system.machine import SHARED_MEMORY, free_on_disk
 

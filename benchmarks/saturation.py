@@ -20,8 +20,8 @@ from benchmarks.measure import Candidate, Found, measure, probed, row, times_as_
 from benchmarks.options import Keep, Result, Windows, require_named, told
 from benchmarks.workload import Workload, quick_batches, synchronise, workload
 from loaders import InputError, Loader, available_loaders
-from loaders.ops import reference
 from loaders.ops.device_batch import finished_batch, fused_kernels
+from loaders.ops.finish import finish
 from loaders.sampling.plan import Plan
 from train.console import Reporter
 from train.folder import describe_environment
@@ -243,7 +243,7 @@ def _from_squares(loader: Loader, plan: Plan) -> Callable[[], Tensor]:
     """What comes after the first read."""
     config, side = loader.config, plan.read_size
     squares = torch.zeros((config.batch_size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    return lambda: reference.finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
+    return lambda: finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype)
 
 
 def losses(fed: Fed, found: dict[str, Found]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from torchvision.models import ResNet
 from benchmarks.measure import Candidate, Found, measure, rows, times_as_fast
 from benchmarks.options import Keep, Machine, told
 from loaders import PlanSpec, RandomResizedCrop
-from loaders.ops import reference, resample
+from loaders.ops import resample
 from loaders.ops.device_batch import fused_kernels
+from loaders.ops.finish import finish
 from loaders.sampling import plan as plans
 from loaders.sampling.plan import Plan
 from loaders.system.machine import can_compile
@@ -137,7 +138,7 @@ def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
         replace(
             beside,
             name="compile, augmentation in torch",
-            switch="loaders.ops.resample, then reference",
+            switch="loaders.ops.resample, then finish",
             augmented="torch",
         ),
         replace(
@@ -320,6 +321,6 @@ def _augmented(rung: Rung, options: StepsOptions, dtype: torch.dtype, device: to
         plan: Plan = plans.draw(spec, seed=0, epoch=epoch, ids=ids, sizes=sizes)
         starts, widths = ids * _SIDE**2, sizes[:, 0]
         if kernels is None:
-            yield reference.finish(resample.first_reads(pixels, starts, widths, plan), plan, dtype=dtype)
+            yield finish(resample.first_reads(pixels, starts, widths, plan), plan, dtype=dtype)
         else:
             yield kernels.batches(pixels, starts, widths, plan, dtype=dtype)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from loaders import InputError, Loader
-from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
-from loaders.sampling.plan import ResizeCenterCrop
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, ResizeCenterCrop
 from train.clock import EpochClock
 from train.console import Reporter
 from train.device import device_name

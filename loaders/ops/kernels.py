@@ -186,7 +186,7 @@ def color(
     squares, factors, order, sums, out, pixels, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr,
     MEASURES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Some pixels of one sample, with the arithmetic of `reference.jitter_color`; launched twice.
+    """Some pixels of one sample, with the arithmetic of `finish.jitter_color`; launched twice.
 
     First to measure (`MEASURES`): the sum of their grey when contrast's turn has come goes to `sums`. Then, as the
     sums tell the mean of the whole image, to write the result.

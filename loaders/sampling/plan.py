@@ -28,6 +28,11 @@ Floats: TypeAlias = NDArray[np.float64]
 
 CROP_TRIES = 10  # as torchvision.transforms.RandomResizedCrop
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's red, green and blue, of pixel values scaled to 0–1: what pretrained backbones expect."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the same."""
+
 
 # --- what to draw -------------------------------------------------------------------------------
 

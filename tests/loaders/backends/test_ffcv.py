@@ -29,6 +29,7 @@ from loaders import (
 from loaders.backends import ffcv as backend
 from loaders.backends.ffcv import FFCVLoader
 from loaders.ops import reference
+from loaders.ops.finish import flip
 from loaders.sampling import plan as plans
 from loaders.sources import PixelArray
 from loaders.system.machine import cache_folder
@@ -103,7 +104,7 @@ def test_it_reads_noise_of_any_size_as_the_reference_does_to_the_bit(
     read = [
         reference.first_read(torch.from_numpy(image).permute(2, 0, 1), plan, row) for row, image in enumerate(noise)
     ]
-    wanted = reference.flip(torch.stack(read), plan).permute(0, 2, 3, 1).numpy()
+    wanted = flip(torch.stack(read), plan).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(squares, wanted)
 
 

@@ -33,11 +33,11 @@ from loaders.backends import host
 from loaders.ops import reference
 from loaders.sampling import order
 from loaders.sampling import plan as plans
-from loaders.sampling.plan import Plan
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 from loaders.sources import PixelArray
 from tests.conftest import host_may_not_wait, smooth_image
 
-MEAN, STD = (torch.tensor(reference.IMAGENET_MEAN)[:, None, None], torch.tensor(reference.IMAGENET_STD)[:, None, None])
+MEAN, STD = (torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None])
 
 CLASSIC = PlanSpec(
     RandomResizedCrop(256, scale=(0.8, 1.0)), rotation=15, second_crop=RandomResizedCrop(224), horizontal_flip=0.5

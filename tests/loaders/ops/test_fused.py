@@ -17,7 +17,8 @@ from torch import Tensor
 from loaders import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
 from loaders.backends import resident
 from loaders.ops import device_batch, fused, reference
-from loaders.sampling.plan import Plan
+from loaders.ops.finish import normalize
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 from tests.conftest import host_may_not_wait
 from tests.loaders.backends.test_host import numbered
 from tests.loaders.backends.test_resident import build, same
@@ -126,7 +127,7 @@ def test_a_second_read_is_a_grey_level_away_at_most_and_seldom(spec: PlanSpec) -
 def test_what_is_read_twice_is_normalised_too(spec: PlanSpec) -> None:
     pixels, _ = found_and_wanted(SIZES, drawn(spec, SIZES), torch.uint8)
     found, _ = found_and_wanted(SIZES, drawn(spec, SIZES), torch.bfloat16)
-    wanted = reference.normalise(pixels, reference.IMAGENET_MEAN, reference.IMAGENET_STD, torch.bfloat16)
+    wanted = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16)
     assert units_apart(found, wanted) <= 1
 
 

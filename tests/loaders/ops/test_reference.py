@@ -14,7 +14,10 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from loaders.ops import reference
+from loaders.ops.finish import brightness, contrast, finish, flip, hue, jitter_color, normalize, saturation, second_read
 from loaders.sampling.plan import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     ColorJitter,
     PaddedRandomCrop,
     Plan,
@@ -132,7 +135,7 @@ def test_rotation_is_torchvisions_bilinear_rotation(side: int, angle: float) -> 
     # Measured: one level in 0.03 % of the values (ties) of one case, none elsewhere.
     image = _noise((side, side))
     plan = replace(_plan(PlanSpec(RandomResizedCrop(side), rotation=1), (side, side)), angle=np.array([angle]))
-    apart = _apart(reference.second_read(image[None], plan)[0], tv.rotate(image, angle, InterpolationMode.BILINEAR))
+    apart = _apart(second_read(image[None], plan)[0], tv.rotate(image, angle, InterpolationMode.BILINEAR))
     assert apart.max() <= 1
     assert apart.mean() < 1e-3
 
@@ -148,7 +151,7 @@ def test_inner_box_is_torchvisions_resized_crop_without_antialiasing(size: int) 
         tv.resized_crop(square.float(), *box, [size, size], antialias=False).round()
         for square, box in zip(squares, plan.inner.tolist(), strict=True)
     ]
-    apart = _apart(reference.second_read(squares, plan), torch.stack(crops))
+    apart = _apart(second_read(squares, plan), torch.stack(crops))
     assert apart.max() <= 1
     assert apart.mean() < 0.01
 
@@ -208,7 +211,7 @@ def _second(inner: tuple[int, int, int, int], size: int, angle: float, moved: in
     # Counter-clockwise on the screen, where y points down, takes z to z · exp(-i angle); this goes back.
     middle = (FRAME - 1) / 2 * (1 + 1j)
     source = (x + 1j * y - middle) * np.exp(1j * np.deg2rad(angle)) + middle
-    return Read(lambda image: reference.second_read(image[None], plan)[0], source.imag, source.real)
+    return Read(lambda image: second_read(image[None], plan)[0], source.imag, source.real)
 
 
 READS: dict[str, Callable[[int], Read]] = {
@@ -303,7 +306,7 @@ def test_each_sample_is_flipped_as_its_plan_says() -> None:
     )
     dimensions: list[list[int]] = [[], [2], [1], [1, 2]]
     expected = [torch.flip(square, dims) for square, dims in zip(squares, dimensions, strict=True)]
-    assert torch.equal(reference.flip(squares, plan), torch.stack(expected))
+    assert torch.equal(flip(squares, plan), torch.stack(expected))
 
 
 def _colourful(count: int) -> Tensor:
@@ -317,10 +320,10 @@ def _colourful(count: int) -> Tensor:
 
 
 ADJUSTMENTS = [
-    (reference.brightness, tv.adjust_brightness, (0.0, 0.4, 1.0, 1.7)),
-    (reference.contrast, tv.adjust_contrast, (0.0, 0.4, 1.0, 1.7)),
-    (reference.saturation, tv.adjust_saturation, (0.0, 0.4, 1.0, 1.7)),
-    (reference.hue, tv.adjust_hue, (-0.5, -0.13, 0.0, 0.31, 0.5)),
+    (brightness, tv.adjust_brightness, (0.0, 0.4, 1.0, 1.7)),
+    (contrast, tv.adjust_contrast, (0.0, 0.4, 1.0, 1.7)),
+    (saturation, tv.adjust_saturation, (0.0, 0.4, 1.0, 1.7)),
+    (hue, tv.adjust_hue, (-0.5, -0.13, 0.0, 0.31, 0.5)),
 ]
 
 
@@ -346,14 +349,14 @@ def test_colour_steps_come_in_each_samples_own_order() -> None:
     assert plan.color is not None
     images = _colourful(len(orders))
     expected = [_staged_colour(image, plan.color[row].tolist(), list(orders[row])) for row, image in enumerate(images)]
-    assert _apart(reference.jitter_color(images, plan), torch.stack(expected)).max() < 1e-5
+    assert _apart(jitter_color(images, plan), torch.stack(expected)).max() < 1e-5
 
 
 @pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
 def test_normalisation_is_torchvisions(pixels: torch.dtype) -> None:
     squares = torch.stack([_noise((8, 9), row) for row in range(3)])
     expected = tv.normalize(squares.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    result = reference.normalise(squares.to(pixels), reference.IMAGENET_MEAN, reference.IMAGENET_STD, torch.float32)
+    result = normalize(squares.to(pixels), IMAGENET_MEAN, IMAGENET_STD, torch.float32)
     assert _apart(result, expected).max() < 1e-6
 
 
@@ -372,7 +375,7 @@ def test_the_stages_after_the_first_read_come_in_their_order() -> None:
         image = tv.vertical_flip(image) if plan.flip[row, 1] else image
         image = _staged_colour(image.float() / 255, plan.color[row].tolist(), plan.color_order[row].tolist())
         expected.append(tv.normalize(image, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
-    result = reference.finish(squares, plan, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    result = finish(squares, plan, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     apart = _apart(result, torch.stack(expected))
     assert np.percentile(apart, 99.8) < 1e-5  # the others: a tie in the rotation, one grey level
     assert apart.max() < 0.02
@@ -420,7 +423,7 @@ def test_what_is_handed_in_is_left_as_it_was(name: str) -> None:
     squares = squares.contiguous(memory_format=torch.channels_last)
     before = squares.clone()
     reference.execute(images, plan)
-    reference.finish(squares, plan).zero_()
+    finish(squares, plan).zero_()
     reference.first_read(images[0], plan, 0).zero_()
     assert all(torch.equal(image, copy) for image, copy in zip(images, copies, strict=True))
     assert torch.equal(squares, before)
@@ -428,7 +431,7 @@ def test_what_is_handed_in_is_left_as_it_was(name: str) -> None:
 
 def test_colour_leaves_its_input_as_it_was() -> None:
     images = _colourful(len(BATCH))
-    reference.jitter_color(images, _batch("colour")[1])
+    jitter_color(images, _batch("colour")[1])
     assert torch.equal(images, _colourful(len(BATCH)))
 
 
@@ -445,4 +448,4 @@ def test_cuda_pixels_are_the_cpus_within_one_level(name: str) -> None:
 @pytest.mark.needs_cuda
 def test_cuda_colour_is_the_cpus() -> None:
     images, plan = _colourful(len(BATCH)), _batch("colour")[1]
-    assert _apart(reference.jitter_color(images.cuda(), plan).cpu(), reference.jitter_color(images, plan)).max() < 1e-5
+    assert _apart(jitter_color(images.cuda(), plan).cpu(), jitter_color(images, plan)).max() < 1e-5
