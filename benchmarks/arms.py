@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loaders.backends.host import batches_ahead
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -17,7 +18,6 @@ from torchvision import transforms
 from benchmarks.measure import Candidate, times_as_fast
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
 from loaders.backends.baseline import PillowDataset, staged_transforms
-from loaders.backends.host import batches_ahead
 from loaders.backends.streamed import SLOTS, StreamedLoader
 from loaders.loader import Loader
 from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD

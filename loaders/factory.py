@@ -1,13 +1,13 @@
 """Assembles loaders: the one place that decides by a source's and a device's kind."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from loaders.auto import Choice, LoadEstimate, decide, describe_threads
 from loaders.backends import BACKENDS
-from loaders.backends.executor import Executor
 from loaders.backends.resident import ResidentExecutor
 from loaders.bad_images import BadImages
 from loaders.cache.pixel_cache import Preprocessing
@@ -87,11 +87,7 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice =
         world_size=config.world_size,
     )
     _require_batches(source, config, cursor)
-    executor: Executor
-    if choice.from_cache:
-        executor = ResidentExecutor(source, config, from_cache=True)
-    else:
-        executor = backend.build(source, config)
+    build = partial(ResidentExecutor, from_cache=True) if choice.from_cache else backend.build
     return Loader(
         source,
         config,
@@ -99,7 +95,7 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice =
         cursor=cursor,
         planner=Planner(config.spec, source.sizes, seed=config.seed, views=config.views),
         bad_images=bad_images,
-        executor=executor,
+        executor=build(source, config),
     )
 
 

@@ -159,7 +159,7 @@ class DaliExecutor:
     # --- out of the pipeline ---------------------------------------------------------------------
 
     def _await(self, queued: deque[QueuedBatch]) -> Tensor | None:
-        """The squares of the first batch in the queue; None where the pipeline failed: the others then go to a new one."""
+        """The squares of the first batch in the queue; None where the pipeline failed; a new one has the others."""
         try:
             return self._pipeline.take()
         except Exception as error:  # DALI's come as whatever type it finds fitting
@@ -201,13 +201,16 @@ class DaliExecutor:
         return ExecutedBatch(images, unreadable)
 
     def _read_blank(self, square: Tensor, request: BatchRequest, row: int) -> Mapping[int, str]:
-        """Fills a row that DALI left blank: padding, or a sample that `torchvision` decodes. Returns it if unreadable."""
+        """Fills a row that DALI left blank: padding, or a sample that the CPU decodes.
+
+        Returns the row and the reason where the sample cannot be read.
+        """
         shape = (1, request.plan.read_size, request.plan.read_size, 3)
         read = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         unreadable = self._reader.read(request.part(slice(row, row + 1)), read, flips=request.plan.inner is None)
         self.decoded_by_fallback += int(not request.padded[row])
         square.copy_(read)
-        return {row: reason for reason in unreadable.values()}
+        return {row + first: reason for first, reason in unreadable.items()}
 
     def _finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
         config, flipped = self._config, plan.inner is None
@@ -263,7 +266,6 @@ class Pipeline:
         except Exception:  # of any type
             self._pipeline = None
 
-
     def _built(self, side: int) -> Any:
         """The pipeline: decode the box, resize it, keep the window."""
         from nvidia import dali
@@ -314,7 +316,11 @@ class Pipeline:
 
     def _prime(self, pipeline: Any) -> None:
         """Fills and empties its queue once: scheduled for the first time, it expects as many batches as that holds."""
-        blank: dict[str, Any] = {"image": self.blank_image, "corner": np.zeros(2, np.int32), "extent": np.ones(2, np.int32)}
+        blank: dict[str, Any] = {
+            "image": self.blank_image,
+            "corner": np.zeros(2, np.int32),
+            "extent": np.ones(2, np.int32),
+        }
         if self.cuts:
             blank |= {"resized": np.ones(2, np.float32), "window": np.zeros(2, np.int32)}
         blank |= dict.fromkeys(_FLIPS, np.zeros((), np.int32))

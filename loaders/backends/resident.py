@@ -112,9 +112,7 @@ class DeviceExecutor:
     ) -> None:
         self.source = source
         self._pixels = pixels
-        self._finished = partial(
-            finished_batch, mean=config.mean, std=config.std, dtype=config.dtype, kernels=kernels
-        )
+        self._finished = partial(finished_batch, mean=config.mean, std=config.std, dtype=config.dtype, kernels=kernels)
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
         return frozenset()
@@ -140,8 +138,8 @@ def decode_to_device(
     starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
     decoded = source.images.decoded
     if decoded is not None and source.images.sizes is None:  # an array in memory
-        values, _ = decoded.flat()
-        return ResidentPixels(torch.from_numpy(np.require(values, requirements="W")).view(-1, 3).to(device), starts, sizes), frozenset()
+        array = np.require(decoded.flat()[0], requirements="W")
+        return ResidentPixels(torch.from_numpy(array).view(-1, 3).to(device), starts, sizes), frozenset()
     values = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, device=device)
     unreadable: set[int] = set()
     with ThreadPoolExecutor(workers, thread_name_prefix="saturate") as pool:

@@ -13,7 +13,7 @@ from loaders.system import instrument
 
 @dataclass(frozen=True)
 class StagedReads:
-    """The rows of the stored pixels that B first reads need, and where they lie in a staging buffer, one after another."""
+    """The rows of the stored pixels that B first reads need, and where each lies in a staging buffer."""
 
     begins: NDArray[np.int64]
     """`[B]`: the places in the flat pixels where the rows of each box begin."""

@@ -8,9 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders.backends.batch_memory import BatchMemory

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loaders.backends.executor import Backend, BatchRequest, Executor
 from loaders.backends.threads import ThreadedExecutor
-from loaders.errors import cause
 from loaders.config import LoaderConfig
+from loaders.errors import cause
 from loaders.ops.cpu_read import FirstRead, carry_out, prepare_read, read_geometry
 from loaders.ops.decode import load_pixels
 from loaders.sampling.plan import Plan, scale_boxes

@@ -73,9 +73,7 @@ def with_pixel_cache(
     own = open_cache(source, Layout.of(source, preprocessing))
     found = find_cache(source, preprocessing) if own is None else own
     if found is None or (own is not None and own.unreadable):  # what could not be read is tried again
-        found = build_cache(
-            source, preprocessing, report=report, workers=workers or usable_cores(), progress=progress
-        )
+        found = build_cache(source, preprocessing, report=report, workers=workers or usable_cores(), progress=progress)
     return replace(source, images=found)
 
 

@@ -26,9 +26,7 @@ def _aten_resize() -> Callable[..., Tensor] | None:
 
     It is private to torch. The checks cost about 3 µs an image, of the 40 that an image of 32 px takes in all.
     """
-    found: Callable[..., Tensor] | None = getattr(
-        getattr(torch._C, "_nn", None), "_upsample_bilinear2d_aa", None
-    )
+    found: Callable[..., Tensor] | None = getattr(getattr(torch._C, "_nn", None), "_upsample_bilinear2d_aa", None)
     return found
 
 

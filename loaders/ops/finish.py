@@ -30,21 +30,24 @@ def finish(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
+    flipped: bool = False,
 ) -> Tensor:
-    """What remains after the first read: second read, flips, colour, normalisation.
+    """What remains after the first read: second read, flips, color, normalization.
 
     Args:
         squares: uint8 `[B, 3, S1, S1]`, channels-last.
         mean, std: per channel, of pixel values scaled to 0–1.
         dtype: of the result; uint8 leaves normalising to whoever receives the pixels.
         out: where the result is to be written; may be `squares`, if that has its shape and dtype.
+        flipped: whether the squares have the plan's flips already.
 
     Returns:
         `[B, 3, S, S]` of `dtype`, channels-last, on the device of `squares`.
     """
     if plan.inner is not None:
         squares = second_read(squares, plan)
-    squares = flip(squares, plan)
+    if not flipped:
+        squares = flip(squares, plan)
     if plan.color is not None:
         pixels = jitter_color(squares.float() / 255, plan) * 255
         squares = pixels.round_().to(torch.uint8) if dtype == torch.uint8 else pixels
