@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loaders.backends.host import HostLoader, PendingBatch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.arms import Batches, Task, endless, lying_ready
 from benchmarks.measure import Candidate
 from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
-from loaders.backends.host import HostLoader, PendingBatch
 from loaders.backends.streamed import flat_pixels, gather, stage
 from loaders.cache.build import build_cache, with_pixel_cache
 from loaders.cache.pixel_cache import Layout, Preprocessing

@@ -54,7 +54,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         if self.cache_size < 1:  # before all images are looked at
-            raise InputError(f"`cache_size={self.cache_size}`: expected 1 or more")
+            raise InputError(f"--cache-size {self.cache_size}: expected 1 or more")
 
 
 OPTIONS = {

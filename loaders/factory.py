@@ -1,6 +1,7 @@
 """Assembles loaders: the one place that decides by a source's and a device's kind."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from loaders.auto import Choice, LoadEstimate, decide, describe_threads
 from loaders.backends import BACKENDS
+from loaders.backends.executor import Backend
 from loaders.backends.resident import ResidentExecutor
 from loaders.bad_images import BadImages
 from loaders.cache.pixel_cache import Preprocessing
@@ -75,6 +77,13 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice =
     """
     choice = loader if isinstance(loader, Choice) else _chosen(loader, source, config)
     backend = BACKENDS[choice.name]
+    if choice.from_cache:
+        backend = replace(backend, build=partial(ResidentExecutor, from_cache=True))
+    return assemble(source, config, backend)
+
+
+def assemble(source: Source, config: LoaderConfig, backend: Backend) -> Loader:
+    """A loader of `source` by a backend, which need not be one of `BACKENDS`. Raises as `build_loader` does."""
     bad_images = BadImages(source, config.on_bad_image)
     cursor = Cursor(
         np.setdiff1d(np.arange(len(source)), np.array(list(source.bad), np.int64)),
@@ -87,7 +96,6 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice =
         world_size=config.world_size,
     )
     _require_batches(source, config, cursor)
-    build = partial(ResidentExecutor, from_cache=True) if choice.from_cache else backend.build
     return Loader(
         source,
         config,
@@ -95,7 +103,7 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice =
         cursor=cursor,
         planner=Planner(config.spec, source.sizes, seed=config.seed, views=config.views),
         bad_images=bad_images,
-        executor=build(source, config),
+        executor=backend.build(source, config),
     )
 
 

@@ -12,8 +12,8 @@ from torchvision.models import ResNet
 
 from loaders import Choice, InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
 from loaders.backends.resident import ResidentLoader
+from loaders.bad_images import require_good
 from loaders.errors import listed
-from loaders.loader import require_good
 from loaders.system.console import paced
 from loaders.system.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter

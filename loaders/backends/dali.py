@@ -121,7 +121,7 @@ class DaliExecutor:
         ids, plan = request.ids, request.plan
         decoded = self.source.images.decoded
         if decoded is not None and self.source.images.sizes is None:  # one array: each of many takes DALI some time
-            images: Any = np.stack([decoded.pixels_of(index) for index in ids.tolist()])
+            images: Any = np.ascontiguousarray([decoded.pixels_of(index) for index in ids.tolist()])
             blank = np.flatnonzero(request.padded).tolist()
         else:
             found = list(pool.map(self._input, ids.tolist(), request.padded.tolist()))  # reading may let a thread wait

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +63,6 @@ class ResidentExecutor:
         self._config = config
         self._preprocessing = Preprocessing(config.cache_size, config.scaled_decoding)
         self._from_cache = from_cache and source.images.encoded is not None
-        self._kernels = fused_kernels(config.device)
         self._prepared: Executor | None = None
         self._require_memory()
 
@@ -85,11 +83,7 @@ class ResidentExecutor:
             self.source = with_pixel_cache(self.source, self._preprocessing, report=report, progress=progress)
         workers = self._config.workers or usable_cores()
         pixels, unreadable = decode_to_device(self.source, self._config.device, workers, report, progress)
-        if self._config.device.type == "cpu" and self._kernels is None:
-            # Threads do it sooner on a CPU, image by image.
-            self._prepared = ThreadedExecutor(self._config, ImageReader(self.source, pixels.load))
-        else:
-            self._prepared = DeviceExecutor(self.source, self._config, pixels, self._kernels)
+        self._prepared = executor_of_pixels(self.source, self._config, pixels)
         return unreadable
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
@@ -104,15 +98,26 @@ class ResidentExecutor:
         return []
 
 
+def executor_of_pixels(source: Source, config: LoaderConfig, pixels: ResidentPixels) -> Executor:
+    """What executes plans on all pixels: a GPU a batch at a time, or a CPU's threads, which do it sooner."""
+    if config.device.type == "cpu":
+        return ThreadedExecutor(config, ImageReader(source, pixels.load))
+    return DeviceExecutor(source, config, pixels)
+
+
 class DeviceExecutor:
     """Executes plans on the device that holds all pixels, a batch at a time."""
 
-    def __init__(
-        self, source: Source, config: LoaderConfig, pixels: ResidentPixels, kernels: ModuleType | None
-    ) -> None:
+    def __init__(self, source: Source, config: LoaderConfig, pixels: ResidentPixels) -> None:
         self.source = source
         self._pixels = pixels
-        self._finished = partial(finished_batch, mean=config.mean, std=config.std, dtype=config.dtype, kernels=kernels)
+        self._finished = partial(
+            finished_batch,
+            mean=config.mean,
+            std=config.std,
+            dtype=config.dtype,
+            kernels=fused_kernels(config.device),
+        )
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
         return frozenset()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import simplejpeg
+from loaders.backends.host import HostLoader
 
 from benchmarks.diagnosis import Limit, Measured, diagnose, find_limit, without
 from benchmarks.measure import Candidate, probed
 from benchmarks.options import Where
 from benchmarks.profiling import endless, measured_of, record_steps, timed
 from benchmarks.workload import Workload, workload
-from loaders.backends.host import HostLoader
 from loaders.sources import ImageFiles
 from loaders.system.instrument import stage
 from train.learner import Learner

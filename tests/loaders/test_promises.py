@@ -207,7 +207,7 @@ def test_in_an_evaluation_nothing_takes_the_place_of_a_file_gone_bad(
     wanted[BATCH].images[PLACE] = 0
     wanted[BATCH].labels[PLACE] = NO_LABEL
     assert same(list(loader), wanted)
-    assert loader.lost == {8 * BATCH + PLACE}
+    assert loader.skipped == {8 * BATCH + PLACE}
     assert [bad.path for bad in loader.bad_images] == [str(path)]
 
 

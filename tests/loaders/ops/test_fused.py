@@ -20,8 +20,8 @@ from loaders.ops import device_batch, fused, reference
 from loaders.ops.finish import normalize
 from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 from tests.conftest import host_may_not_wait
-from tests.loaders.backends.test_host import numbered
 from tests.loaders.backends.test_resident import build, same
+from tests.loaders.backends.test_torchvision import numbered
 from tests.loaders.ops.test_resample import drawn, ragged
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,6 +177,7 @@ def test_the_resident_loader_gives_the_same_batches_by_them(training: bool, monk
     options = {"spec": PlanSpec(RandomResizedCrop(8), **FLIPS), "training": training, "dtype": torch.uint8}
     source = numbered(3)
     wanted = list(build(source, loader="torchvision", batch_size=2, **options))
+    monkeypatch.setattr(resident, "executor_of_pixels", resident.DeviceExecutor)
     monkeypatch.setattr(resident, "fused_kernels", lambda _: fused)
     device = torch.device(DEVICE)
     ours = build(source, batch_size=2, device=device, **options)
