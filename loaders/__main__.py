@@ -16,8 +16,8 @@ try:
     from loaders.loader import require_good
     from loaders.sources import ImageFiles
     from loaders.sources.index import MAX_PIXELS
-    from loaders.system.console import open_console, paced, shown_progress
-    from loaders.system.machine import format_bytes
+    from loaders.system.console import open_console, shown_progress, with_rate
+    from loaders.system.format import format_bytes
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
@@ -99,7 +99,7 @@ def _build(source: Source, what: str, options: Cache, console: Console) -> None:
     )
     loader = build_loader(source, config, loader="streamed")
     with shown_progress(console, f"decoding {source.name}, {what}") as show:
-        loader.prepare(paced(show, "images"))
+        loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
         console.print(f"left out: {image}", markup=False)
     kept = len(source) - len(loader.bad_images)

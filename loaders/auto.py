@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loaders.system.format import format_duration
-from loaders.system.machine import format_bytes
+from loaders.system.format import format_bytes, format_duration
 
 RESIDENT_SHARE = 0.6
 """Of the device's free memory that decoded images may take; the rest is for the model and its activations."""

@@ -13,7 +13,8 @@ from loaders.cache.pixel_cache import Preprocessing, find_cache
 from loaders.errors import InputError
 from loaders.loader import Loader, LoaderConfig
 from loaders.sources.base import ImageFiles, Source
-from loaders.system.machine import cache_folder, format_bytes, free_memory, free_on_disk, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import cache_folder, free_memory, free_on_disk, usable_cores
 
 
 def available_loaders() -> list[str]:

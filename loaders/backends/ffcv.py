@@ -25,8 +25,9 @@ from loaders.errors import InputError, cause
 from loaders.loader import Batch, LoaderConfig
 from loaders.sources.base import ImageFiles, Source, digest
 from loaders.sources.index import Progress
+from loaders.system.format import format_bytes
 from loaders.system.instrument import stage
-from loaders.system.machine import cache_folder, format_bytes
+from loaders.system.machine import cache_folder
 
 if TYPE_CHECKING:
     from loaders.backends.ffcv_file import Beton, Stored
