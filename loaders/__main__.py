@@ -13,6 +13,7 @@ try:
     from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
     from loaders.backends import BACKENDS
     from loaders.cache.pixel_cache import Layout, Preprocessing
+    from loaders.errors import name_options
     from loaders.loader import require_good
     from loaders.sources import ImageFiles
     from loaders.sources.index import MAX_PIXELS
@@ -22,6 +23,19 @@ except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been inst
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
     sys.exit(2)
+
+
+_OPTIONS = {
+    "data": "DATA",
+    "root": "ROOT",
+    "loader": "LOADER",
+    "cache_size": "--cache-size",
+    "scaled_decoding": "--scaled-decoding",
+    "max_pixels": "--max-pixels",
+    "on_bad_image": "--on-bad-image",
+    "workers": "--workers",
+}
+"""What a user of this program types for the fields that messages name."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ def _build(source: Source, what: str, options: Cache, console: Console) -> None:
     with shown_progress(console, f"decoding {source.name}, {what}") as show:
         loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
-        console.print(f"left out: {image}", markup=False)
+        console.print(name_options(f"left out: {image}", _OPTIONS), markup=False)
     kept = len(source) - len(loader.bad_images)
     layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
     told = f"{kept:,} images {what}, {format_bytes(layout.bytes)} in {layout.folder}"
@@ -123,7 +137,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         else:
             list_loaders(console)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_options(str(error), _OPTIONS)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
