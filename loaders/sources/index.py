@@ -168,7 +168,8 @@ def _examine_all(
                     progress(done, len(files))
                 if unsaved and (began := time.monotonic()) > saved + pause:
                     failure = save()
-                    saved, unsaved = time.monotonic(), False
+                    saved = time.monotonic()
+                    unsaved = False
                     pause = max(_SECONDS_BETWEEN_SAVES, (saved - began) / _SHARE_SAVING)
     finally:
         if unsaved:

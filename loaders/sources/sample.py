@@ -58,7 +58,8 @@ def _star(u: Field, v: Field, points: int, depth: float) -> Field:
     angle = np.abs(
         (np.arctan2(v, u) + half) % (2 * half) - half
     )  # folds all points of the star onto one half of a point
-    x, y = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
+    radius = np.hypot(u, v)
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
     dx, dy = depth * np.cos(half) - 1, depth * np.sin(half)  # the edge of this half, which starts at (1, 0)
     return np.asarray((dy * (x - 1) - dx * y) / np.hypot(dx, dy))
 
@@ -112,7 +113,8 @@ def _stamp(rng: np.random.Generator, image: Field, name: str, x: float, y: float
     dy = np.arange(top, top + patch.shape[1])[:, None] - y
     dx = np.arange(left, left + patch.shape[2]) - x
     turn = rng.uniform(0, 2 * np.pi)
-    u, v = (np.cos(turn) * dx + np.sin(turn) * dy) / radius, (np.cos(turn) * dy - np.sin(turn) * dx) / radius
+    u = (np.cos(turn) * dx + np.sin(turn) * dy) / radius
+    v = (np.cos(turn) * dy - np.sin(turn) * dx) / radius
     inside = np.clip(0.5 - radius * SHAPES[name](u.astype(np.float32), v.astype(np.float32)), 0, 1)
     under = patch.mean(axis=(1, 2))
     colors = rng.uniform(100, 255, (16, 3)).astype(np.float32)
