@@ -129,7 +129,7 @@ class PlanSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plans of B samples.
+    """The plans of B samples, immutable: the arrays passed in become read-only.
 
     Fields are `None` where the spec has no such stage. Boxes are (top, left, height, width).
     """
@@ -155,6 +155,10 @@ class Plan:
     color_order: Ints | None
     """`[B, 4]`: the order of the four adjustments, as columns of `color`."""
 
+    def __post_init__(self) -> None:
+        for column in self._columns().values():
+            column.flags.writeable = False
+
     def __len__(self) -> int:
         return len(self.box)
 
@@ -166,6 +170,25 @@ class Plan:
         """The arrays by the name of their fields; none for stages that the spec does not have."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def with_rows(self, rows: NDArray[np.int64] | list[int], other: "Plan") -> "Plan":
+        """A new plan in which the samples in `rows` have the plans of `other`.
+
+        Args:
+            rows: `[K]`, places in this plan.
+            other: K plans that were drawn from the same spec.
+
+        Raises:
+            ValueError: when `other` does not have one plan per row.
+        """
+        if len(other) != len(rows):
+            raise ValueError(
+                f"{format_count(len(rows), 'row')} cannot be replaced by {format_count(len(other), 'plan')}"
+            )
+        columns = {name: column.copy() for name, column in self._columns().items()}
+        for name, column in columns.items():
+            column[rows] = getattr(other, name)
+        return replace(self, **columns)
 
     def __repr__(self) -> str:
         return f"Plan({format_count(len(self), 'sample')}, {self.size} px)"
