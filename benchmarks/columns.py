@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import floor
 from typing import Any, NamedTuple
 
-from loaders.system.machine import format_bytes
+from loaders.system.format import format_bytes
 
 PASS_MARK = 0.97
 """Saturation that is to be reached; MLPerf Storage asks for 0.90."""

@@ -11,8 +11,8 @@ try:
 
     from loaders.errors import InputError, name_options
     from loaders.sources.index import MAX_PIXELS
-    from loaders.system.console import open_console, paced, shown_progress
-    from loaders.system.machine import format_bytes
+    from loaders.system.console import open_console, shown_progress, with_rate
+    from loaders.system.format import format_bytes
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
@@ -119,9 +119,9 @@ def _build(source: "Source", purpose: str, options: Cache, console: "Console") -
     )
     loader = build_loader(source, config, loader="streamed")
     with shown_progress(console, f"decoding {source.name}, {purpose}") as show:
-        loader.prepare(paced(show, "images"))
+        loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
-        console.print(f"left out: {image}", markup=False)
+        console.print(name_options(f"left out: {image}", OPTIONS), markup=False)
     count = len(source) - len(loader.bad_images)
     layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
     result = f"{count:,} images {purpose}, {format_bytes(layout.bytes)} in {layout.folder}"

@@ -8,8 +8,8 @@ import torch
 
 from loaders.cache.pixel_cache import Preprocessing, find_cache
 from loaders.sources.base import Source
-from loaders.system.format import format_duration
-from loaders.system.machine import cache_folder, format_bytes, free_memory, free_on_disk
+from loaders.system.format import format_bytes, format_duration
+from loaders.system.machine import cache_folder, free_memory, free_on_disk
 
 RESIDENT_SHARE = 0.6
 """Share of the device's free memory that decoded images may take; the rest is for the model and its activations."""

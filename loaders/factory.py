@@ -19,7 +19,8 @@ from loaders.loader import Loader
 from loaders.sampling.cursor import Cursor
 from loaders.sampling.planner import Planner
 from loaders.sources.base import Source
-from loaders.system.machine import format_bytes, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import usable_cores
 
 
 def available_loaders() -> list[str]:

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from loaders.system.console import Show, open_console, shown_progress
+from loaders.system.console import ProgressCallback, open_console, shown_progress
 
 
 class Reporter:
@@ -23,6 +23,6 @@ class Reporter:
     def warn(self, text: str) -> None:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
-    def progress(self, title: str) -> AbstractContextManager[Show]:
+    def progress(self, title: str) -> AbstractContextManager[ProgressCallback]:
         """Of a piece of work: see `loaders.system.console.shown_progress`."""
         return shown_progress(self.console, title)

@@ -14,7 +14,7 @@ from loaders import Choice, InputError, Loader, LoaderConfig, Source, build_load
 from loaders.backends.resident import ResidentLoader
 from loaders.bad_images import require_good
 from loaders.errors import listed
-from loaders.system.console import paced
+from loaders.system.console import with_rate
 from loaders.system.machine import cache_folder, can_compile, usable_cores
 from train.console import Reporter
 from train.device import choose_device, device_name
@@ -71,7 +71,7 @@ def prepare(options: Options, world: ProcessGroup, reporter: Reporter, stop: Sto
     _tell(session, choice, weights=weights, compiled=compiled, out=out)
     for loader in (train_loader, val_loader):
         with reporter.progress(f"decoding {loader.source.name}") as show:
-            loader.prepare(paced(show, "images"))
+            loader.prepare(with_rate(show, "images"))
     session.open_folder()
     return session
 

@@ -9,7 +9,8 @@ from loaders.ops.transfer import sent
 from loaders.sampling.order import PADDING, count_batches
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
-from loaders.system.machine import format_bytes, free_memory
+from loaders.system.format import format_bytes
+from loaders.system.machine import free_memory
 from train.learner import Learner
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 from loaders import InputError
-from loaders.system.machine import SHARED_MEMORY, format_bytes
+from loaders.system.format import format_bytes
+from loaders.system.machine import SHARED_MEMORY
 
 _PATIENCE = timedelta(hours=2)
 """For the main process's downloads and index; a process that died is noticed by torchrun at once."""

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
-from loaders.backends.threads import ThreadedExecutor
+from loaders.backends.threads import MAX_SAMPLES_PER_TASK, ThreadedExecutor
 from loaders.config import LoaderConfig
 from loaders.errors import InputError, cause
 from loaders.ops.decode import load_pixels
 from loaders.sources.base import Source, digest
 from loaders.sources.index import Progress
+from loaders.system.format import format_bytes
 from loaders.system.instrument import stage
-from loaders.system.machine import cache_folder, format_bytes, usable_cores
+from loaders.system.machine import cache_folder, usable_cores
 
 if TYPE_CHECKING:
     from loaders.backends.ffcv_file import Beton, Stored
@@ -153,6 +154,9 @@ class BetonReader:
         # The kernel decodes and resizes; decoding takes longer.
         self._stage = stage("resize" if source.images.encoded is None else "decode")
         self._scratch = threading.local()
+        # Read-only, as the arrays of plans are: numba compiles once for each kind of argument.
+        self._no_flips = np.zeros((MAX_SAMPLES_PER_TASK, 2), np.bool_)
+        self._no_flips.flags.writeable = False
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> dict[int, str]:
         plan = request.plan
@@ -164,7 +168,7 @@ class BetonReader:
                 plan.box,
                 plan.resized,
                 plan.window,
-                plan.flip if flips else np.zeros_like(plan.flip),
+                plan.flip if flips else self._no_flips[: len(request)],
                 self._exact,
                 self._room(self._beton.most_bytes),
                 squares.permute(0, 2, 3, 1).numpy(),

@@ -27,7 +27,8 @@ from loaders.ops.device_batch import finished_batch, fused_kernels
 from loaders.sampling.plan import Plan
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
-from loaders.system.machine import format_bytes, free_memory, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import free_memory, usable_cores
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""

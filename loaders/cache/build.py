@@ -39,7 +39,8 @@ from loaders.ops.decode import load_pixels
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
 from loaders.system.files import replacing
-from loaders.system.machine import compute_on_one_core, format_bytes, free_on_disk, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import compute_on_one_core, free_on_disk, usable_cores
 
 ReportUnreadable = Callable[[int, str], None]
 """Called with the id of a file that has gone bad since it was indexed, and the reason; may raise."""

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from loaders.errors import InputError, cause
 from loaders.sampling.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
-from loaders.system.machine import cache_folder, format_bytes
+from loaders.system.format import format_bytes
+from loaders.system.machine import cache_folder
 
 FORMAT = 1
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
