@@ -72,7 +72,7 @@ class _Finishing:
     """What becomes of a pixel in the end: itself as uint8, or normalised as `finish.normalize` does."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
-        self.dtype, self.normalises = dtype, dtype != torch.uint8
+        self.dtype, self.normalizes = dtype, dtype != torch.uint8
         self.numbers = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
 
 
@@ -92,7 +92,7 @@ def _first_reads(
     kernels.weigh[count, 2](geometry, weights, first, shift, side, taps, _SPAN, enable_fp_fusion=False)
     out = torch.empty((count, side, side, 3), dtype=finishing.dtype, device=device)
     kernels.read[_grid(side, count, _READ_TILE)](
-        pixels, geometry, weights, first, shift, out, side, taps, *finishing.numbers, finishing.normalises,
+        pixels, geometry, weights, first, shift, out, side, taps, *finishing.numbers, finishing.normalizes,
         *_READ_TILE, enable_fp_fusion=False,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
@@ -105,7 +105,7 @@ def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     flip = sent(np.ascontiguousarray(plan.flip, np.int32), device)
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     kernels.turn[_grid(plan.size, count, _TURN_TILE)](
-        squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalises,
+        squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalizes,
         *_TURN_TILE, enable_fp_fusion=False,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
@@ -123,7 +123,7 @@ def _colored(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     for measures in (True, False):
         kernels.color[parts, count](
-            squares, factors, order, sums, out, pixels, *finishing.numbers, finishing.normalises, measures,
+            squares, factors, order, sums, out, pixels, *finishing.numbers, finishing.normalizes, measures,
             triton.next_power_of_2(parts), _COLOR_SPAN, enable_fp_fusion=False,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -176,33 +176,8 @@ class Plan:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
-    def with_rows(self, rows: NDArray[np.int64] | list[int], other: "Plan") -> "Plan":
-        """A new plan in which the samples in `rows` have the plans of `other`.
-
-        Args:
-            rows: `[K]`, places in this plan.
-            other: K plans that were drawn from the same spec.
-
-        Raises:
-            ValueError: when `other` does not have one plan per row.
-        """
-        if len(other) != len(rows):
-            raise ValueError(
-                f"{format_count(len(rows), 'row')} cannot be replaced by {format_count(len(other), 'plan')}"
-            )
-        columns = {name: column.copy() for name, column in self._columns().items()}
-        for name, column in columns.items():
-            column[rows] = getattr(other, name)
-        return replace(self, **columns)
-
     def __repr__(self) -> str:
         return f"Plan({format_count(len(self), 'sample')}, {self.size} px)"
-
-    def overwrite(self, row: int, other: "Plan") -> None:
-        """Replaces a row of this plan by the only row of `other`."""
-        for field in fields(self):
-            if isinstance(column := getattr(self, field.name), np.ndarray):
-                column[row] = getattr(other, field.name)[0]
 
 
 def draw(spec: PlanSpec, *, seed: int, epoch: int, ids: NDArray[np.int64], sizes: NDArray[np.int32] | Ints) -> Plan:

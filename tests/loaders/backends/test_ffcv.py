@@ -33,7 +33,6 @@ from loaders.backends.executor import Backend
 from loaders.backends.ffcv import FFCVExecutor
 from loaders.factory import assemble
 from loaders.ops import reference
-from loaders.ops.finish import flip
 from loaders.sampling import plan as plans
 from loaders.sources import PixelArray
 from loaders.system.machine import cache_folder
@@ -117,11 +116,8 @@ def test_it_reads_noise_of_any_size_as_the_reference_does_to_the_bit(
     squares = np.full((len(noise), crop.size, crop.size, 3), 7, np.uint8)
     ids, room = np.arange(len(noise)), np.empty(0, np.uint8)
     kernel.read_squares(file, table, ids, plan.box, plan.resized, plan.window, plan.flip, True, room, squares)
-    read = [
-        reference.first_read(torch.from_numpy(image).permute(2, 0, 1), plan, row) for row, image in enumerate(noise)
-    ]
-    wanted = flip(torch.stack(read), plan).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(squares, wanted)
+    expected = reference.execute(noise, plan, dtype=torch.uint8).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(squares, expected)
 
 
 @pytest.mark.needs_ffcv

@@ -87,7 +87,7 @@ def on_kept_pixels(loader: Loader, ids: np.ndarray, epoch: int, dtype: torch.dty
     sizes, kept = source.sizes[ids], np.array([image.shape[:2] for image in images])
     drawn = plans.draw(loader.config.spec, seed=0, epoch=epoch, ids=ids, sizes=sizes)
     scaled = replace(drawn, box=plans.scale_boxes(drawn.box, sizes, kept))
-    return reference.execute([torch.from_numpy(i.copy()).permute(2, 0, 1) for i in images], scaled, dtype=dtype)
+    return reference.execute(images, scaled, dtype=dtype)
 
 
 def same(ours: Iterator[Batch] | Loader, theirs: Iterator[Batch] | Loader) -> bool:

@@ -143,7 +143,7 @@ def test_a_batch_is_exactly_what_the_reference_makes_of_its_plans(
     rows = order.shuffled(np.arange(32), seed=0, epoch=2).reshape(4, 8)
     for ids, (images, labels) in zip(rows, loader, strict=True):
         decoded, plan = drawn(source, ids, spec, epoch=2)
-        wanted = reference.execute([torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decoded], plan, dtype=dtype)
+        wanted = reference.execute(decoded, plan, dtype=dtype)
         assert torch.equal(images, wanted)
         assert labels.tolist() == source.labels[ids].tolist()
         assert images.is_contiguous(memory_format=torch.channels_last)

@@ -359,37 +359,13 @@ COLUMNS = ("box", "resized", "window", "inner", "angle", "flip", "color", "color
 def test_no_array_of_a_plan_can_be_changed(spec: PlanSpec) -> None:
     plan = _draw(spec, count=10)
     shifted = replace(plan, window=plan.window + 1)
-    replaced = plan.with_rows([1], plan[np.array([2])])
-    for part in (plan, plan[3:7], plan[np.array([7, 1])], plan[3:7][1:], shifted, replaced):
+    for part in (plan, plan[3:7], plan[np.array([7, 1])], plan[3:7][1:], shifted):
         columns = [column for column in (getattr(part, name) for name in COLUMNS) if column is not None]
         assert len(columns) >= 4
         for column in columns:
             assert not column.flags.writeable
             with pytest.raises(ValueError, match="read-only"):
                 column[0] = column[-1]
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec.crop).__name__)
-@pytest.mark.parametrize("rows", [[7, 0, 3], np.array([7, 0, 3]), []], ids=["list", "array", "none"])
-def test_some_rows_of_a_plan_are_replaced_in_a_new_one(spec: PlanSpec, rows: Any) -> None:
-    """Equal to the plan that is drawn for the other samples in these places."""
-    ids, sizes = np.arange(10), np.random.default_rng(0).integers(1, 300, (110, 2))
-    others = np.array([100, 105, 109])[: len(rows)]
-    plan = draw(spec, seed=1, epoch=2, ids=ids, sizes=sizes[ids])
-    replaced = plan.with_rows(rows, draw(spec, seed=1, epoch=2, ids=others, sizes=sizes[others]))
-    _assert_same(plan, draw(spec, seed=1, epoch=2, ids=ids, sizes=sizes[ids]))
-    ids[rows] = others
-    _assert_same(replaced, draw(spec, seed=1, epoch=2, ids=ids, sizes=sizes[ids]))
-
-
-@pytest.mark.parametrize(
-    ("rows", "plans", "said"),
-    [([1], 2, "1 row cannot be replaced by 2 plans"), ([1, 2, 3], 1, "3 rows cannot be replaced by 1 plan")],
-)
-def test_as_many_rows_are_replaced_as_there_are_plans(rows: list[int], plans: int, said: str) -> None:
-    plan = _draw(FULL, count=10)
-    with pytest.raises(ValueError, match=f"^{said}$"):
-        plan.with_rows(rows, plan[:plans])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec.crop).__name__)
