@@ -21,15 +21,15 @@ def test_no_option_comes_or_goes_unnoticed() -> None:
     assert len(OPTIONS) <= 30
 
 
-def test_the_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    help = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in OPTIONS[1:]:
-        assert f"--{name.replace('_', '-')} " in told
-    assert "{None}" not in told
-    assert "feature: a new head on a frozen backbone; finetune: all weights." in told
+        assert f"--{name.replace('_', '-')} " in help
+    assert "{None}" not in help
+    assert "feature: a new head on a frozen backbone; finetune: all weights." in help
 
 
 def test_a_shell_can_complete_the_options(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_shell_can_complete_the_options(tmp_path: Path) -> None:
     assert "complete -F" in script
 
 
-def test_unless_told_otherwise_options_are_left_to_the_recipe() -> None:
+def test_unless_given_options_are_left_to_the_recipe() -> None:
     options = parse_options(["finetune"])
     assert [options.epochs, options.batch_size, options.lr, options.size] == [None] * 4
     assert parse_options(["feature", "--lr", "0.5", "--out", "x"]).lr == 0.5
