@@ -78,9 +78,6 @@ class FeatureLoader:
         Args:
             images: what the features are computed from; see `FeatureCache`.
             config: the order in which features are delivered, and the number of views.
-
-        Raises:
-            InputError: when there are fewer images than one batch takes.
         """
         assert config.views is not None
         self.images = images
@@ -100,11 +97,6 @@ class FeatureLoader:
             rank=config.rank,
             world_size=config.world_size,
         )
-        if not len(self._cursor):
-            raise InputError(
-                f"{self.source.name}: {len(self.ids)} images are fewer than one batch of "
-                f"{config.batch_size} × {config.world_size}: choose a smaller --batch-size"
-            )
 
     @property
     def bad_images(self) -> list[BadImage]:
@@ -186,9 +178,19 @@ class FeatureLoader:
 
 
 def count_training_batches(images: Loader) -> int:
-    """Batches that a training epoch of features of `images` has."""
+    """Batches that a training epoch of features of `images` has.
+
+    Raises:
+        InputError: when there are fewer images than one batch takes.
+    """
     config = images.config
-    return count_batches(len(images.ids), batch_size=config.batch_size, last="drop", world_size=config.world_size)
+    count = count_batches(len(images.ids), batch_size=config.batch_size, last="drop", world_size=config.world_size)
+    if not count:
+        raise InputError(
+            f"{images.source.name}: {len(images.ids)} images are fewer than one batch of "
+            f"{config.batch_size} × {config.world_size}: choose a smaller --batch-size"
+        )
+    return count
 
 
 def require_feature_memory(sources: list[Source], views: int, learner: Learner, *, reserved: int) -> None:

@@ -126,6 +126,7 @@ class Learner:
         self.precision = precision
         self.process_group = process_group
         self.steps = steps
+        self.compiled = compiled
         self._recipe = recipe
         self._head_only = mode == "feature"
         if self._head_only:

@@ -132,7 +132,7 @@ class TrainingLoop:
             self._stop_if_signaled(done, total)
 
     def _any_process(self, flag: bool, done: int, total: int) -> bool:
-        """Whether `flag` is true in any process, asked every few batches.
+        """Whether `flag` is true in any process, which they agree on every few batches.
 
         All processes must stop at the same batch, or the others would wait for it forever.
         """

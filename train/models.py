@@ -168,7 +168,7 @@ def fit_state(model: ResNet, state: Mapping[str, Tensor], origin: str) -> None:
         "of another shape": [n for n in new if n in own and new[n].shape != own[n].shape],
     }
     if found := "; ".join(f"{what}: {_some(names)}" for what, names in complaints.items() if names):
-        raise InputError(f"WEIGHTS: {origin} does not fit a {type(model).__name__} as asked for (--model): {found}")
+        raise InputError(f"WEIGHTS: {origin} does not fit the {type(model).__name__} that --model names: {found}")
     model.load_state_dict(new, strict=False)
 
 

@@ -90,7 +90,7 @@ class Options:
 
     def _check_views(self) -> None:
         if self.mode != "feature":
-            raise InputError("--views: features can be kept only where the backbone stays as it is: MODE=feature")
+            raise InputError("--views: features can be cached only where the backbone stays as it is: MODE=feature")
         if self.recipe == "classic":
             raise InputError("--views: BatchNorm follows each batch in --recipe classic, so that no features stay true")
         if self.loader == "baseline":

@@ -51,9 +51,7 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
     _require_values_to_normalize(options, recipe)
     config = _loader_config(options, recipe, device, precision.dtype, process_group)
     choice = _choose_loader(options, [train, val], recipe, config)
-    image_loader = _build_loader(train, config, choice)
-    val_images = _build_loader(val, replace(config, spec=recipe.eval_spec, training=False, views=None), choice)
-    compiled = _should_compile(options, device, reporter)
+    image_loader, val_images = _image_loaders(train, val, config, recipe, choice)
     learner = Learner(
         model,
         mode=options.mode,
@@ -62,12 +60,18 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
         device=device,
         precision=precision,
         process_group=process_group,
-        compiled=compiled,
+        compiled=_should_compile(options, device, reporter),
     )
     train_loader, val_loader = _feature_loaders(options, choice, image_loader, val_images, learner)
     out = _out_path(options, train.name)
-    folder = RunFolder(out, resume=options.resume) if process_group.is_main or options.resume else None
     state = RunState(MetricAccumulator(device))
+    checkpoints = Checkpoints(
+        RunFolder(out, resume=options.resume) if process_group.is_main else None,
+        learner=learner,
+        train_loader=train_loader,
+        state=state,
+        identity=run_identity(options, recipe, learner, train_loader, val_loader),
+    )
     session = Session(
         options=options,
         recipe=recipe,
@@ -79,17 +83,11 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
         reporter=reporter,
         stop=stop,
         state=state,
-        checkpoints=Checkpoints(
-            folder if process_group.is_main else None,
-            learner=learner,
-            train_loader=train_loader,
-            state=state,
-            identity=run_identity(options, recipe, learner, train_loader, val_loader),
-        ),
+        checkpoints=checkpoints,
     )
-    print_session(session, choice, weights=weights, compiled=compiled, out=out)
+    print_session(session, choice, weights=weights, out=out)
     _prepare_loaders(session)
-    _begin_or_resume(session, folder)
+    _begin_or_resume(session, out)
     return session
 
 
@@ -150,9 +148,13 @@ def _choose_loader(options: Options, sources: list[Source], recipe: Recipe, conf
     )
 
 
-def _build_loader(source: Source, config: LoaderConfig, choice: Choice) -> Loader:
-    """The chosen loader for one source. No other place in train/ builds a loader."""
-    return build_loader(source, replace(config, from_cache=choice.from_cache), loader=choice.name)
+def _image_loaders(
+    train: Source, val: Source, config: LoaderConfig, recipe: Recipe, choice: Choice
+) -> tuple[Loader, Loader]:
+    """The chosen loader for the images to train on, and for those to validate. No other place in train/ builds one."""
+    config = replace(config, from_cache=choice.from_cache)
+    val_config = replace(config, spec=recipe.eval_spec, training=False, views=None)
+    return build_loader(train, config, loader=choice.name), build_loader(val, val_config, loader=choice.name)
 
 
 def _feature_loaders(
@@ -251,19 +253,16 @@ def _require_values_to_normalize(options: Options, recipe: Recipe) -> None:
         raise InputError("--batch-size 1: at 32 px BatchNorm has nothing to normalise by; choose 2 or more")
 
 
-def _begin_or_resume(session: Session, folder: RunFolder | None) -> None:
-    """Writes what is known beforehand, or loads the run that `folder` holds."""
-    checkpoints = session.checkpoints
+def _begin_or_resume(session: Session, out: Path) -> None:
+    """Writes what is known beforehand, or loads the run that was saved in `out`."""
+    checkpoints, loader = session.checkpoints, session.train_loader
     if session.options.resume:
-        assert folder is not None
-        checkpoints.resume(folder)
-        loader = session.train_loader
+        checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True))
         session.reporter.say(
             f"resumed after {len(session.state.rows)} epochs; "
             f"{len(loader)} batches of epoch {loader.epoch + 1} are left"
         )
     elif checkpoints.folder is not None:
-        config = run_config(session.options, session.recipe, session.train_loader.source.classes)
-        checkpoints.folder.write_json(CONFIG, config)
+        checkpoints.folder.write_json(CONFIG, run_config(session.options, session.recipe, loader.source.classes))
     if checkpoints.folder is not None:
         checkpoints.folder.write_json("environment.json", describe_environment())

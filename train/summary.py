@@ -77,14 +77,14 @@ def _mean_over_time(rows: list[EpochRow], key: Literal["images_per_second", "dat
 # --- what is printed ----------------------------------------------------------------------------
 
 
-def print_session(session: Session, choice: Choice, *, weights: str, compiled: bool, out: Path) -> None:
+def print_session(session: Session, choice: Choice, *, weights: str, out: Path) -> None:
     """Prints data, model, loader and the reason for it, precision and device, then notes and warnings."""
     options, recipe, learner, reporter = session.options, session.recipe, session.learner, session.reporter
     train, val = session.train_loader, session.val_loader
     total, trainable = count_parameters(learner.model)
-    views = f"; features of {options.views} views of each computed once and kept" if options.views else ""
+    views = f"; features of {options.views} views of each computed once and cached" if options.views else ""
     processes = f" × {session.process_group.size}" if session.process_group.size > 1 else ""
-    compilation = ", compiled" if compiled else ""
+    compilation = ", compiled" if learner.compiled else ""
     reporter.facts(
         {
             "mode": f"{options.mode}, recipe {options.recipe}: {_describe_recipe(recipe)}",
@@ -100,7 +100,7 @@ def print_session(session: Session, choice: Choice, *, weights: str, compiled: b
         reporter.say(note)
     if choice.name == "streamed" and recipe.size > options.cache_size:
         reporter.warn(
-            f"pixels are kept at {options.cache_size} px for images of {recipe.size} px: --cache-size "
+            f"pixels are cached at {options.cache_size} px for images of {recipe.size} px: --cache-size "
             f"{with_crop_margin(recipe.size)} keeps them sharp"
         )
     if bad := [*train.bad_images, *val.bad_images]:
@@ -131,7 +131,7 @@ def epoch_line(title: str, row: EpochRow) -> str:
 
 def interruption_message(folder: RunFolder, loader: str, *, saved: bool) -> str:
     """What an interrupted run has saved, and how to resume it."""
-    message = "saved" if saved else f"LOADER={loader} cannot go on inside an epoch, this one is lost"
+    message = "saved" if saved else f"LOADER={loader} cannot go on inside an epoch, this one begins again"
     if (folder.path / LAST).exists():
         message += f". To go on: the same options, OUT={folder.path} and ARGS=--resume"
     return message

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,28 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Loader, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
+from loaders import (
+    NO_LABEL,
+    InputError,
+    Loader,
+    LoaderConfig,
+    PlanSpec,
+    RandomResizedCrop,
+    Source,
+    build_loader,
+    open_data,
+)
 from tests.conftest import TinyResNet, exit_code
 from tests.train.test_run import arguments, read, rows, without_times
 from train import features
 from train import prepare as preparing
 from train.__main__ import main
+from train.batches import FeatureBatch
 from train.features import FeatureLoader
 from train.learner import Learner
+from train.precision import Precision
+from train.process_group import ProcessGroup
+from train.recipes import Setting, default
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -131,6 +146,86 @@ def test_files_that_become_unreadable_are_replaced_as_elsewhere(
     assert run(image_folder, tmp_path / "anew", *skipping) == cached
     summaries = [read(tmp_path / name, "summary.json") for name in ("cached", "anew")]
     assert [(s["bad_images"], s["val_seen"]) for s in summaries] == [(1, 10 if training else 9)] * 2
+
+
+def feature_loader(source: Source, *, training: bool = True, seed: int = 0) -> FeatureLoader:
+    """Of a tiny network, with two views where it is for training."""
+    torch.manual_seed(0)
+    recipe = default(Setting(mode="feature", images=24, size=32, pretrained=True))
+    learner = Learner(
+        TinyResNet(2),
+        mode="feature",
+        recipe=recipe,
+        steps=10,
+        device=torch.device("cpu"),
+        precision=Precision("fp32"),
+        process_group=ProcessGroup(),
+    )
+    config = LoaderConfig(spec=recipe.train_spec, training=False, batch_size=4, seed=seed, views=2 if training else 1)
+    return FeatureLoader(build_loader(source, config), replace(config, training=training), learner)
+
+
+def test_features_come_in_batches_of_their_own_type_and_in_the_order_of_the_images(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    loader = feature_loader(source)
+    images = build_loader(source, loader.config)
+    for epoch in (0, 3):
+        loader.set_epoch(epoch)
+        images.set_epoch(epoch)
+        for ours, theirs in zip(loader, images, strict=True):
+            assert isinstance(ours, FeatureBatch)
+            assert ours.features.shape == (4, TinyResNet.FEATURES)
+            assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_an_evaluation_pads_its_last_batch(image_folder: Path) -> None:
+    _, source = open_data(str(image_folder), root=image_folder)
+    labels = torch.cat([batch.labels for batch in feature_loader(source, training=False)])
+    assert labels.tolist() == [*source.labels.tolist(), NO_LABEL, NO_LABEL]
+
+
+def test_a_state_is_that_of_the_images_and_is_loaded_at_any_batch(image_folder: Path) -> None:
+    source, _ = open_data(str(image_folder), root=image_folder)
+    loader = feature_loader(source)
+    images = build_loader(source, loader.config)
+    for each in (loader, images):
+        each.set_epoch(3)
+        for _ in zip(range(2), each, strict=False):
+            pass
+    state = loader.state_dict()
+    assert (list(state), state) == (list(images.state_dict()), images.state_dict())
+    assert (loader.remaining(), len(loader)) == (4, 6)
+    resumed = feature_loader(source)
+    resumed.load_state_dict(state)
+    assert (resumed.epoch, len(resumed), resumed.remaining()) == (3, 4, 4)
+    rest = [batch.labels for batch in resumed]
+    loader.set_epoch(0)
+    loader.set_epoch(3)
+    whole = [batch.labels for batch in loader]
+    assert torch.equal(torch.stack(rest), torch.stack(whole[2:]))
+
+
+def test_a_state_of_other_data_or_plans_is_refused_by_name(image_folder: Path) -> None:
+    train, val = open_data(str(image_folder), root=image_folder)
+    loader = feature_loader(train)
+    with pytest.raises(InputError, match="another run: seed was 5, is 0"):
+        loader.load_state_dict(feature_loader(train, seed=5).state_dict())
+    with pytest.raises(InputError, match=r"another run: .*samples was 10, is 24"):
+        loader.load_state_dict(feature_loader(val).state_dict())
+    with pytest.raises(InputError, match="another run: training was False, is True"):
+        loader.load_state_dict(loader.images.state_dict())
+    without_views = build_loader(train, replace(loader.config, views=None))
+    with pytest.raises(InputError, match=r"another run: plan was PlanSpec.* 2 views"):
+        loader.load_state_dict(without_views.state_dict())
+
+
+def test_fewer_images_than_one_batch_are_refused(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(image_folder, tmp_path / "run", *VIEWS, "--batch-size", "25", mode="feature")
+    assert main(given) == 2
+    assert "24 images are fewer than one batch of 25 × 1: choose a smaller --batch-size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_than_the_memory_holds_is_refused_beforehand(

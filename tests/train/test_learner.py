@@ -12,6 +12,7 @@ from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
 from tests.conftest import TinyResNet, host_may_not_wait
+from train.batches import FeatureBatch
 from train.learner import Learner, MetricAccumulator
 from train.models import build_model, folded_backbone
 from train.precision import Precision
@@ -253,6 +254,29 @@ def test_feature_steps_and_evaluation_go_through_the_folded_backbone() -> None:
     ours.evaluate([batch()])
     assert len(seen) == 2
     assert list(ours.state_dict()["model"]) == list(build_model("resnet18", 4).state_dict())
+
+
+def test_features_train_and_evaluate_as_their_images_do() -> None:
+    by_images, by_features = (learner("feature", feature_recipe(), tiny=True) for _ in range(2))
+    metrics = [MetricAccumulator(CPU), MetricAccumulator(CPU)]
+    for ours in (by_images, by_features):
+        ours.start_epoch()
+    for seed in range(3):
+        given = batch(seed)
+        by_images.step(given, metrics[0])
+        by_features.step(FeatureBatch(by_features.extract(given.images), given.labels), metrics[1])
+    assert torch.equal(by_images.model.fc.weight, by_features.model.fc.weight)
+    assert metrics[0].result(ProcessGroup()) == metrics[1].result(ProcessGroup())
+    given = batch(7)
+    features = FeatureBatch(by_features.extract(given.images), given.labels)
+    assert by_features.evaluate([features]) == by_images.evaluate([given])
+
+
+def test_features_of_four_dimensions_are_no_images() -> None:
+    """What a batch holds is decided by its type: a head may take maps as well."""
+    ours = learner("feature", feature_recipe(), tiny=True)
+    maps = torch.randn(8, 1, 1, TinyResNet.FEATURES)
+    assert ours._inputs(FeatureBatch(maps, batch().labels)) is maps
 
 
 def test_classic_is_not_folded_as_its_norms_follow_the_data() -> None:

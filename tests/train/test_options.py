@@ -1,12 +1,13 @@
 """The options of `python -m train`: which there are, how they are shown."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from train.__main__ import main
-from train.options import Options, parse_options
+from train.options import OPTION_NAMES, Options, parse_options
 
 OPTIONS = [
     "mode", "data", "root", "loader", "model", "weights", "recipe", "epochs", "batch_size", "lr", "size",
@@ -45,3 +46,16 @@ def test_unless_given_options_are_left_to_the_recipe() -> None:
     options = parse_options(["finetune"])
     assert [options.epochs, options.batch_size, options.lr, options.size] == [None] * 4
     assert parse_options(["feature", "--lr", "0.5", "--out", "x"]).lr == 0.5
+
+
+def test_fields_are_named_as_people_type_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the Makefile's variable where there is one, else by the option that the help lists."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    variables = set(re.findall(r"^([A-Z]+) *=", makefile, re.MULTILINE)) - {"ARGS"}
+    assert {name for name in OPTION_NAMES.values() if not name.startswith("--")} == variables
+    assert {name for name in OPTION_NAMES.values() if name.startswith("--")} <= listed
+    assert set(OPTIONS) <= set(OPTION_NAMES)
+    assert (OPTION_NAMES["batch_size"], OPTION_NAMES["loader"]) == ("--batch-size", "LOADER")

@@ -151,9 +151,9 @@ def test_a_folder_written_by_the_first_versions_is_resumed(
         "identity": now["identity"],
     }
     assert list(now["identity"]) == [
-        "mode", "--views", "--model", "precision", "NGPU", "images to train on", "steps", "images to validate", "--size",
-        "epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "momentum", "nesterov", "schedule",
-        "label_smoothing", "ema_horizon", "norm_in_train_mode", "train_spec", "eval_spec",
+        "mode", "--views", "--model", "precision", "NGPU", "images to train on", "steps", "images to validate",
+        "--size", "epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "momentum", "nesterov",
+        "schedule", "label_smoothing", "ema_horizon", "norm_in_train_mode", "train_spec", "eval_spec",
     ]  # fmt: skip
     torch.save(old, out / "last.pt")
     assert list(old) == list(now)
@@ -218,7 +218,7 @@ def test_the_baseline_interrupted_amid_an_epoch_says_what_is_left(
     options = arguments(image_folder, tmp_path / "run", "--loader", "baseline")
     assert main(options) == 128 + signal.SIGINT
     output = capsys.readouterr().out
-    assert "LOADER=baseline cannot go on inside an epoch, this one is lost" in output
+    assert "LOADER=baseline cannot go on inside an epoch, this one begins again" in output
     assert ("--resume" in output) == (at == 9)  # after the first epoch, which was saved
     if at == 9:
         assert main([*options, "--resume"]) == 0
@@ -619,7 +619,7 @@ def test_cached_pixels_smaller_than_the_images_are_warned_of(
 ) -> None:
     given = arguments(image_folder, tmp_path / "run", "--epochs", "1", "--loader", "streamed", "--cache-size", "24")
     assert main(given) == 0
-    assert "kept at 24 px for images of 32 px: --cache-size 37 keeps them sharp" in capsys.readouterr().out
+    assert "cached at 24 px for images of 32 px: --cache-size 37 keeps them sharp" in capsys.readouterr().out
 
 
 def test_what_is_passed_over_is_said(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
