@@ -19,7 +19,7 @@ try:
     from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
     from loaders import InputError
     from train.console import Reporter
-    from train.session import InterruptedRunError
+    from train.stopping import InterruptedRunError
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)

@@ -25,10 +25,10 @@ from benchmarks.report import BENCH, print_json
 from loaders import InputError
 from loaders.sources.cifar10 import BINARY_FOLDER
 from loaders.system.files import write_whole
-from train.folder import describe_environment
+from train.environment import describe_environment
 from train.models import imagenet_file
+from train.option_values import Mode
 from train.options import OptionalFloat, OptionalPath, OptionalStr
-from train.recipes import Mode
 
 SUMMARY, CHECK, TABLE = "summary.json", "gpu-check.json", "table.md"
 DONE = "done"

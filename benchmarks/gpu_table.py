@@ -9,7 +9,7 @@ from benchmarks.options import Result
 from benchmarks.page import checkout, machine
 from benchmarks.saturation import CEILING
 from benchmarks.steps import GROUPS
-from train.recipes import Mode
+from train.option_values import Mode
 
 Results = Mapping[str, Any]
 """Name of a part → what it wrote: a benchmark's result, a run's summary, or the last line of its log."""

@@ -12,7 +12,7 @@ from benchmarks.rivals import rivals
 from benchmarks.workload import measured_ceiling
 from loaders import InputError, LoaderConfig, build_loader
 from train.console import Reporter
-from train.folder import describe_environment
+from train.environment import describe_environment
 from train.options import OptionalFloat, require_positive
 from train.precision import choose_precision
 

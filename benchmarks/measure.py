@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import MemoryWatch
-from train.session import gc_disabled
+from train.garbage_collection import gc_disabled
 
 NOISY = 0.15
 """Spread of a row's windows, as a share of their median, above which it is marked."""

@@ -11,7 +11,8 @@ import torch
 from loaders import InputError, Source, open_data
 from loaders.system.machine import usable_cores
 from train.console import Reporter
-from train.device import DeviceName, choose_device
+from train.device import choose_device
+from train.option_values import DeviceName
 from train.options import OptionalInt, OptionalPath, require_positive
 
 Result = dict[str, Any]

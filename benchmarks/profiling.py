@@ -28,13 +28,12 @@ from benchmarks.workload import Workload, synchronise, workload
 from loaders import Batch, InputError, available_loaders, build_loader
 from loaders.system.instrument import ON_DEVICE, Recorder, Span, Stage, Total, recording, stage
 from loaders.system.machine import usable_cores
-from train.clock import EpochClock
 from train.console import Reporter
-from train.folder import describe_environment
-from train.models import Architecture
+from train.environment import describe_environment
+from train.epoch_timer import EpochTimer
+from train.option_values import Architecture, Mode, RecipeName
 from train.options import OptionalInt, OptionalPath, require_positive
-from train.recipes import Mode, RecipeName
-from train.world import joined_process_group
+from train.process_group import joined_process_group
 
 _TIMELINE_STEPS = 4
 _FEWEST_STEPS = 5  # that are measured: each is a window then
@@ -119,7 +118,7 @@ def bench_profile(options: ProfileOptions, reporter: Reporter, keep: Keep) -> No
 
 def endless(work: Workload) -> Iterator[Batch]:
     """Batches of the trainer's loader, epoch after epoch."""
-    loader = work.session.train_loader
+    loader = work.session.image_loader
     loader.prepare()
     for epoch in count():
         loader.set_epoch(epoch)
@@ -156,7 +155,7 @@ def timed(work: Workload, batches: Iterator[Batch], steps: int) -> float:
         work.step(next(batches))
     synchronise(device)
     pace = torch.tensor((time.perf_counter() - began) / steps, dtype=torch.float64, device=device)
-    work.session.world.broadcast([pace])
+    work.session.process_group.broadcast([pace])
     return float(pace)
 
 
@@ -165,9 +164,9 @@ def record_steps(work: Workload, batches: Iterator[Batch], steps: int) -> Seen:
     device = work.learner.device
     recorder = Recorder(cuda=device.type == "cuda")
     with _captured(device), recording(recorder):
-        began, burnt, clock = time.perf_counter(), cpu_seconds(), EpochClock(device)
+        began, burnt, clock = time.perf_counter(), cpu_seconds(), EpochTimer(device)
         marks = [(0, began)]
-        for done, batch in enumerate(clock.watch(_waited(batches, steps)), 1):
+        for done, batch in enumerate(clock.timed(_waited(batches, steps)), 1):
             work.step(batch)
             if 5 * done // steps > 5 * (done - 1) // steps:
                 synchronise(device)
@@ -201,7 +200,7 @@ def _captured(device: torch.device) -> Iterator[None]:
 
 def measured_of(seen: Seen, work: Workload, alone: Window) -> Measured:
     """The recorded steps, and the loader without them, as the diagnosis takes them."""
-    loader, cuda = work.session.train_loader, work.learner.device.type == "cuda"
+    loader, cuda = work.session.image_loader, work.learner.device.type == "cuda"
     totals = seen.totals
 
     def own(name: Stage) -> float:
@@ -238,7 +237,7 @@ def measured_of(seen: Seen, work: Workload, alone: Window) -> Measured:
 def can_serve(work: Workload, name: str) -> bool:
     """Whether a loader takes this data set on this machine: it may not fit, for one."""
     try:
-        build_loader(work.session.train_loader.source, work.config, loader=name)
+        build_loader(work.session.image_loader.source, work.config, loader=name)
     except InputError:
         return False
     return True
@@ -248,7 +247,7 @@ def described(options: ProfileOptions, work: Workload, seen: Seen, alone: Window
     """The result: diagnosis, stages, a timeline, and one row."""
     measured = measured_of(seen, work, alone)
     diagnosis = diagnose(measured)
-    loader, per_stage = work.session.train_loader, stage_rows(seen)
+    loader, per_stage = work.session.image_loader, stage_rows(seen)
     return {
         "theme": "profile",
         "environment": describe_environment(),
@@ -315,7 +314,7 @@ def _shifted(span: Span, begin: float, thread: str) -> dict[str, Any]:
 
 def trace(work: Workload, batches: Iterator[Batch], steps: int, folder: Path) -> Path:
     """Steps by `torch.profiler`, as a compressed trace that Perfetto opens: `trace-rankN.json.gz`."""
-    file = folder / f"trace-rank{work.session.world.rank}.json.gz"
+    file = folder / f"trace-rank{work.session.process_group.rank}.json.gz"
     cuda = work.learner.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
 

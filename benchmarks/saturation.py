@@ -24,10 +24,9 @@ from loaders.ops.device_batch import finished_batch, fused_kernels
 from loaders.ops.finish import finish
 from loaders.sampling.plan import Plan
 from train.console import Reporter
-from train.folder import describe_environment
-from train.models import Architecture
+from train.environment import describe_environment
+from train.option_values import Architecture, Mode, RecipeName
 from train.options import OptionalInt
-from train.recipes import Mode, RecipeName
 
 CEILING, END_TO_END, ALONE, AUGMENT = "ceiling", "end to end", "loader alone", "device augmentation alone"
 
@@ -167,7 +166,7 @@ def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     Some batches at least, and no more than memory can hold. A slow loader's epochs are shorter, as a fast one's would
     take it minutes.
     """
-    source, batch_size = work.session.train_loader.source, work.config.batch_size
+    source, batch_size = work.session.image_loader.source, work.config.batch_size
     rate = step
     if name not in KEEPING_PIXELS:  # which would have to decode them first
         few = _FEWEST_BATCHES * batch_size
@@ -186,7 +185,7 @@ def feeding(work: Workload, name: str, images: int) -> tuple[Fed, list[Candidate
     if not files_read(made_ready(loader)):
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, arms
-    fed.warm, length, there = warm.name, images, len(work.session.train_loader.source)
+    fed.warm, length, there = warm.name, images, len(work.session.image_loader.source)
     if there < images:  # repeated images would be read from the disk once only
         length = max(1, there // work.config.batch_size) * work.config.batch_size
         arms.append(_end_to_end(work, name, f"{name}, warm, {length} images", length))
@@ -216,7 +215,7 @@ def _fed_name(name: str) -> str:
 
 def _augmenting(work: Workload) -> Candidate:
     """What the device does to finish a batch: on a GPU from whole images on, on a CPU after the first read."""
-    loader, config = work.session.train_loader, work.config
+    loader, config = work.session.image_loader, work.config
 
     def batches() -> Batches:
         ids, plan = next(loader.planned(0))

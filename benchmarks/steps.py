@@ -22,11 +22,11 @@ from loaders.sampling import plan as plans
 from loaders.sampling.plan import Plan
 from loaders.system.machine import can_compile
 from train.console import Reporter
-from train.folder import describe_environment
-from train.models import Architecture, build_model, folded_backbone, freeze_backbone
+from train.environment import describe_environment
+from train.models import build_model, folded_backbone, freeze_backbone
+from train.option_values import Architecture, Mode
 from train.options import require_positive, require_size
 from train.precision import choose_precision
-from train.recipes import Mode
 
 GROUPS: dict[Mode, str] = {"finetune": "fine-tuning", "feature": "feature extraction"}
 CLASSES = 10

@@ -15,13 +15,13 @@ from benchmarks.measure import is_noisy
 from benchmarks.options import Keep, Where, opened, told
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader
 from train.console import Reporter
-from train.folder import check_out, describe_environment
-from train.models import Architecture
+from train.environment import describe_environment
+from train.option_values import Architecture, Mode, RecipeName
 from train.options import OptionalInt
 from train.options import Options as TrainOptions
-from train.recipes import Mode, RecipeName
+from train.process_group import ProcessGroup
 from train.run import run
-from train.world import ProcessGroup
+from train.run_folder import require_usable_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def runs(options: AccuracyOptions, folder: Path) -> Iterator[tuple[str, TrainOpt
         for seed in options.seeds:
             for loader in options.loaders:
                 out = folder / f"{mode}-{loader}-seed{seed}"
-                check_out(out, resume=False)
+                require_usable_out(out, resume=False)
                 views = options.views if mode == "feature" and loader != "baseline" else None
                 yield loader, TrainOptions(mode=mode, loader=loader, seed=seed, views=views, out=out, **shared)
 

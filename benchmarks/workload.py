@@ -16,15 +16,15 @@ from benchmarks.arms import Batches, long_epochs, made_ready
 from benchmarks.measure import Candidate, measure
 from benchmarks.options import Where
 from loaders import Batch, Loader, build_loader
-from train.clock import EpochClock
 from train.console import Reporter
+from train.epoch_timer import EpochTimer
 from train.learner import Learner, MetricAccumulator
+from train.option_values import Mode
 from train.options import Options as TrainOptions
 from train.prepare import prepare
-from train.recipes import Mode
+from train.process_group import ProcessGroup
 from train.session import Session
 from train.stopping import StopRequest
-from train.world import ProcessGroup
 
 _BATCHES_IN_TURN = 4  # of a ceiling: finished batches, on the device
 
@@ -35,7 +35,7 @@ class Workload:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.learner: Learner = session.learner
-        self.config = session.train_loader.config
+        self.config = session.image_loader.config
         self.learner.start_epoch()
         # The run's own schedule ends with its last step; here there may be more of them.
         self.learner.scheduler = LambdaLR(self.learner.optimizer, lambda _: 1.0)
@@ -48,13 +48,13 @@ class Workload:
 
     def loader(self, name: str, images: int) -> Loader:
         """A loader by name, configured as the trainer's, with epochs of so many images."""
-        source = long_epochs(self.session.train_loader.source, images)
+        source = long_epochs(self.session.image_loader.source, images)
         return build_loader(source.take(images), self.config, loader=name)
 
     def finished(self) -> list[Batch]:
         """Some batches as the trainer's loader delivers them, kept on the device."""
         if self._finished is None:
-            loader = self.session.train_loader
+            loader = self.session.image_loader
             with loader:
                 self._finished = [
                     Batch(*(part.clone() for part in batch)) for batch in islice(loader, _BATCHES_IN_TURN)
@@ -72,8 +72,8 @@ class Workload:
         made_ready(loader)
         for epoch in count():
             loader.set_epoch(epoch)
-            clock = EpochClock(self.learner.device)
-            batches, last = clock.watch(loader), len(loader)
+            clock = EpochTimer(self.learner.device)
+            batches, last = clock.timed(loader), len(loader)
             for done, batch in enumerate(batches, 1):
                 self.step(batch)
                 if done == last:
@@ -101,7 +101,7 @@ def workload(options: Where, mode: Mode, world: ProcessGroup | None = None, **mo
             **{"weights": "none", **given},
         )
         session = prepare(train, world or ProcessGroup(), Reporter(quiet=True), StopRequest())
-        with session.train_loader, session.val_loader:
+        with session:
             yield Workload(session)
 
 

@@ -112,7 +112,7 @@ def small_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "real_runs" not in request.fixturenames:
         for module in ("train.prepare", "train.classifier"):
             monkeypatch.setattr(f"{module}.build_model", lambda _, classes: TinyResNet(classes))
-        monkeypatch.setattr("train.folder._curves", lambda _: Figure(figsize=(1, 1)))
+        monkeypatch.setattr("train.run_folder.draw_curves", lambda _: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from benchmarks.saturation import Fed, losses
 from benchmarks.workload import workload
 from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
 from tests.loaders.test_loader import numbered
-from train.clock import EpochClock
+from train.epoch_timer import EpochTimer
 from train.models import build_model
 
 
@@ -184,11 +184,11 @@ def test_what_was_waited_for_is_asked_when_the_device_is_done(
     order: list[str] = []
     monkeypatch.setattr(workloads, "synchronise", lambda _: order.append("done"))
 
-    def asked(_: EpochClock) -> float:
+    def asked(_: EpochTimer) -> float:
         order.append("asked")
         return 0.5
 
-    monkeypatch.setattr(EpochClock, "data_wait", property(asked))
+    monkeypatch.setattr(EpochTimer, "data_wait", property(asked))
     where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
     with workload(where, "feature", size=32, batch_size=4, precision="fp32") as work:
         waits: list[float] = []
