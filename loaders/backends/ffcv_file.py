@@ -84,7 +84,7 @@ def write(path: Path, samples: Iterable[Stored | None], count: int, largest: int
     """
     page = max(MIN_PAGE_SIZE, 1 << (largest - 1).bit_length())
     if page >= MAX_PAGE_SIZE:
-        raise InputError(f"LOADER=ffcv: an image of {largest:,} bytes is too large for FFCV's format")
+        raise InputError(f"`loader=ffcv`: an image of {largest:,} bytes is too large for FFCV's format")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, shared=True) as part, _writer(part, count, page) as writer:
         _fill(writer, samples)

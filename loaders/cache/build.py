@@ -1,7 +1,7 @@
-"""Builds pixel caches: decodes every image once, with all cores, and keeps it (`sources.pixel_cache`).
+"""Builds pixel caches: decodes every image once, with all cores, and stores it (`cache.pixel_cache`).
 
 A build may be killed at any time and goes on where it was. Only one process builds a cache; another one
-that wants it waits and tells how far it has come.
+that needs it waits and reports its progress.
 """
 
 import errno
@@ -43,14 +43,14 @@ from loaders.system.format import format_bytes
 from loaders.system.machine import compute_on_one_core, free_on_disk, usable_cores
 
 ReportUnreadable = Callable[[int, str], None]
-"""Called with the id of a file that has gone bad since it was indexed, and the reason; may raise."""
+"""Called with the id of a sample that became unreadable after it was indexed, and the reason; may raise."""
 
 _PART = "pixels.npy.part"
 _LOCK = "lock"
-_SECONDS_BETWEEN_SAVES = 1.0  # of how far it has come: what a kill may cost, and what is left to write at the end
+_SECONDS_BETWEEN_SAVES = 1.0  # of the progress: what a kill may cost, and what is left to write at the end
 _IMAGES_PER_TASK = 16
 _TASKS_PER_WORKER = 4
-_SECONDS_BETWEEN_LOOKS = 0.5  # at another process that builds
+_SECONDS_BETWEEN_POLLS = 0.5  # of another process that builds
 
 
 def with_pixel_cache(
@@ -61,11 +61,11 @@ def with_pixel_cache(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """The same samples of the same sizes, with kept pixels instead of files; they are made where there are none.
+    """The same samples of the same sizes, with cached pixels instead of files. The cache is built where there is none.
 
     Args:
-        report: of what goes wrong now; what had gone bad before is in `CachedPixels.unreadable`.
-        workers: threads that decode; all usable cores, unless given.
+        report: called for samples that become unreadable now; those that already were are in `CachedPixels.unreadable`.
+        workers: threads that decode; all usable cores if it is None.
         progress: called with how many images are done and how many there are.
 
     Raises:
@@ -90,24 +90,24 @@ def build_cache(
     layout = Layout.of(source, preprocessing)
     try:
         layout.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(layout.folder, progress):
+        with _locked(layout.folder, progress):
             found = open_cache(source, layout)
             if found is None or found.unreadable:
                 _Build(source, layout, found, report, progress).run(workers)
             built = open_cache(source, layout)  # before another copy of the set, of other times, can take its place
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = _told_space(layout)
+            problem = _describe_space(layout)
         else:
-            told = f"{cause(error)}; SATURATE_CACHE names another place"
-        raise InputError(f"no pixels can be kept in {layout.folder}: {told}") from error
+            problem = f"{cause(error)}; SATURATE_CACHE names another place"
+        raise InputError(f"no pixels can be cached in {layout.folder}: {problem}") from error
     if built is None:
         raise InputError(f"{layout.folder} was changed while it was built: remove it, and begin anew")
     return built
 
 
 @contextmanager
-def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
+def _locked(folder: Path, progress: Progress | None) -> Iterator[None]:
     """Holds the folder's lock, which ends with the process, however that ends."""
     with open(folder / _LOCK, "a") as lock:
         while True:
@@ -118,7 +118,7 @@ def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
                 others = read_json(folder / PROGRESS)
                 if progress is not None and others:
                     progress(others["done"], others["images"])
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(_SECONDS_BETWEEN_POLLS)
             except OSError as error:  # as of some network file systems
                 raise OSError(error.errno, f"files cannot be locked there ({cause(error)})") from error
         yield
@@ -135,28 +135,28 @@ class _Build:
         report: ReportUnreadable,
         progress: Progress | None,
     ) -> None:
-        """`found`: a cache that is complete but for files that had gone bad."""
+        """`found`: a cache that is complete except for unreadable files."""
         self.source, self.layout = source, layout
         self.report, self.progress = report, progress
         self.path = layout.folder / (PIXELS if found else _PART)
         self.done, self.unreadable = len(source), dict(found.unreadable) if found else {}
         if found is None:
-            self.done, self.unreadable = self._begun() or self._begin()
+            self.done, self.unreadable = self._resumed() or self._begin()
         self._require_space()
 
-    def _begun(self) -> tuple[int, dict[int, str]] | None:
-        """How far an earlier build of the same content has come, and what had gone bad."""
-        kept = read_json(self.layout.folder / PROGRESS)
-        if kept.get("content") != self.layout.content:
+    def _resumed(self) -> tuple[int, dict[int, str]] | None:
+        """How many images an earlier build of the same content has done, and which were unreadable."""
+        progress = read_json(self.layout.folder / PROGRESS)
+        if progress.get("content") != self.layout.content:
             return None
         if not self.path.is_file():
             self.path = self.layout.folder / PIXELS  # killed between its last two steps
         if not self.path.is_file():
             return None
-        return kept["done"], {int(index): reason for index, reason in kept["gone"].items()}
+        return progress["done"], {int(index): reason for index, reason in progress["gone"].items()}
 
     def _begin(self) -> tuple[int, dict[int, str]]:
-        """Removes what is of another content, and makes an empty file of the right length."""
+        """Removes the files of another content, and makes an empty file of the right length."""
         for name in (MANIFEST, PROGRESS, PIXELS, _PART):
             (self.layout.folder / name).unlink(missing_ok=True)
         self.path = self.layout.folder / _PART
@@ -170,7 +170,7 @@ class _Build:
         if missing > free_on_disk(self.layout.folder):
             if not self.done:
                 self.path.unlink()
-            raise InputError(f"no pixels can be kept in {self.layout.folder}: {_told_space(self.layout)}")
+            raise InputError(f"no pixels can be cached in {self.layout.folder}: {_describe_space(self.layout)}")
 
     def run(self, workers: int) -> None:
         """Decodes what is missing; leaves a complete cache, or one to go on with."""
@@ -183,14 +183,14 @@ class _Build:
         self._complete()
 
     def _fill(self, workers: int) -> None:
-        """Decodes and writes, threads ahead of what is counted as done; one more thread brings it to the disk."""
+        """Decodes and writes by threads, ahead of what is counted as done; one more thread syncs it to the disk."""
         pool = ThreadPoolExecutor(workers, thread_name_prefix="saturate", initializer=compute_on_one_core)
         saver = ThreadPoolExecutor(1, thread_name_prefix="saturate-save")
         tasks: deque[tuple[list[int], Future[dict[int, str]]]] = deque()
         saving, saved = saver.submit(lambda: None), time.monotonic()
         try:
             for ids in self._runs():
-                tasks.append((ids, pool.submit(self._keep, ids)))
+                tasks.append((ids, pool.submit(self._write, ids)))
                 if len(tasks) >= workers * _TASKS_PER_WORKER:
                     self._count(*tasks.popleft())
                 if saving.done() and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
@@ -204,13 +204,13 @@ class _Build:
         saving.result()
 
     def _runs(self) -> Iterator[list[int]]:
-        """What is to be decoded: what could not be before, then what comes next."""
+        """The images to decode: those that were unreadable before, then the next ones."""
         yield from ([index] for index in list(self.unreadable))
         for first in range(self.done, len(self.source), _IMAGES_PER_TASK):
             yield list(range(first, min(first + _IMAGES_PER_TASK, len(self.source))))
 
-    def _keep(self, ids: list[int]) -> dict[int, str]:
-        """Decodes some images and writes them to their places; returns why any of them cannot be."""
+    def _write(self, ids: list[int]) -> dict[int, str]:
+        """Decodes some images and writes them to their places; returns the unreadable ones, and why."""
         failed = {}
         offsets, places = self.layout.offsets, np.array(ids)
         # For the largest: fresh memory for each would cost more.
@@ -227,7 +227,7 @@ class _Build:
         return failed
 
     def _decoded(self, index: int, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One image as it is to be kept: uint8 `[H, W, 3]`, contiguous; perhaps in `room`."""
+        """One image as it is stored: uint8 `[H, W, 3]`, contiguous; perhaps in `room`."""
         height, width = self.layout.sizes[index].tolist()
         size = tuple(self.source.sizes[index].tolist())
         enough = (height, width) if self.layout.preprocessing.scaled_decoding else None
@@ -247,12 +247,12 @@ class _Build:
             self.progress(self.done, len(self.source))
 
     def _state(self) -> str:
-        """How far it has come."""
+        """The progress, as `progress.json` records it."""
         state = {"content": self.layout.content, "root": root_of(self.source), "images": len(self.source)}
         return json.dumps(state | {"done": self.done, "gone": self.unreadable})
 
     def _save(self, state: str) -> None:
-        """Takes note of it, once what it says is on the disk."""
+        """Records the progress, once the pixels it counts are on the disk."""
         os.fdatasync(self._file)
         with replacing(self.layout.folder / PROGRESS, durable=True) as part:
             part.write_text(state)
@@ -277,7 +277,7 @@ class _Build:
 def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 `[H, W, 3]` → the shape of `room`, contiguous: torchvision's resize, bilinear with antialiasing.
 
-    `room` is written to, unless nothing is to be resized. ATen writes channels-last into it: turned afterwards,
+    `room` is written to, unless nothing has to be resized. ATen writes channels-last into it: turned afterwards,
     its result took as long again as resizing.
     """
     if pixels.shape == room.shape:
@@ -288,11 +288,11 @@ def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.ui
     return room
 
 
-def _told_space(layout: Layout) -> str:
+def _describe_space(layout: Layout) -> str:
     free = free_on_disk(layout.folder)
     return (
-        f"{format_bytes(layout.bytes)} are wanted, {format_bytes(free)} are free. A smaller --cache-size takes less, "
-        "SATURATE_CACHE names another place, and LOADER=torchvision keeps nothing."
+        f"{format_bytes(layout.bytes)} are needed, {format_bytes(free)} are free. A smaller `cache_size` takes less, "
+        "SATURATE_CACHE names another place, and `loader=torchvision` caches nothing."
     )
 
 

@@ -1,18 +1,18 @@
-"""Kept pixels: every image of a source decoded once, made smaller, in plain NumPy files of one folder.
+"""The pixel cache: every image of a source decoded once and resized, in plain NumPy files of one folder.
 
     pixels.npy      uint8 `[P]`: every image H × W × 3, upright RGB, one behind the other
     offsets.npy     int64 `[N + 1]`: where each image begins in `pixels`, and where the last one ends
-    sizes.npy       int32 `[N, 2, 2]`: height and width as kept, and of the original; 0 where there is nothing
+    sizes.npy       int32 `[N, 2, 2]`: height and width as stored, and of the original; 0 where there is nothing
     labels.npy      int64 `[N]`
     manifest.json   classes, fingerprints, preprocessing, versions, bad images; written last, so that a folder
                     with it is complete
 
 Images keep their aspect, nothing is cropped away and none is enlarged, so that any plan can be carried
-out: it is drawn for the original size, and its boxes are scaled to the kept pixels.
+out: it is drawn for the original size, and its boxes are scaled to the stored pixels.
 
-A cache belongs to one source: one for training, one for validation; of two copies of a set whose files are of other
-times, each has its own. Of a source that was selected from another (`Source.take`), the other's cache serves as well;
-what is not there is not decoded for its sake.
+A cache belongs to one source: one for training, one for validation. Two copies of a set whose files have different
+times have a cache each. A source that was selected from another (`Source.take`) uses that one's cache where it
+exists, and builds only its own otherwise.
 """
 
 import json
@@ -40,7 +40,7 @@ PIXELS = "pixels.npy"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to images before they are kept."""
+    """What is done to images before they are stored."""
 
     short_side: int = 256
     """Pixels of the shorter side; smaller images stay as they are."""
@@ -48,14 +48,14 @@ class Preprocessing:
     """JPEGs decoded at n/8 of their size where that leaves enough pixels: faster, a little blurred."""
 
     def cached_sizes(self, sizes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Height and width `[N, 2]` that images of `sizes` are kept at."""
+        """`[N, 2]`: height and width that images of `sizes` are stored at."""
         large = sizes.min(axis=1) > self.short_side
-        kept = sizes.copy()
-        kept[large] = shorter_side_to(self.short_side, sizes[large].astype(np.int64))
-        return kept
+        cached = sizes.copy()
+        cached[large] = shorter_side_to(self.short_side, sizes[large].astype(np.int64))
+        return cached
 
     def cached_bytes(self, sizes: NDArray[np.int32]) -> int:
-        """What images of `sizes` take, kept."""
+        """Bytes that images of `sizes` take in the cache."""
         return 3 * int(self.cached_sizes(sizes).astype(np.int64).prod(axis=1).sum())
 
 
@@ -66,7 +66,7 @@ class Layout:
     folder: Path
     preprocessing: Preprocessing
     sizes: NDArray[np.int32]
-    """`[N, 2]`: height and width as kept."""
+    """`[N, 2]`: height and width as stored."""
     offsets: NDArray[np.int64]
     """`[N + 1]`: where images begin in the flat pixels."""
     content: str
@@ -110,7 +110,8 @@ def root_of(source: Source) -> str:
 def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
     """Whether a cache belongs to a copy of the set that is still there, so that none makes the other's anew.
 
-    What is of the same path has been edited, and a copy that is gone wants no cache any more: those are replaced.
+    A cache of the same path belongs to files that were edited since, and a copy that was removed needs none: those
+    are replaced.
     """
     found = read_json(folder / MANIFEST) or read_json(folder / PROGRESS)
     theirs = found.get("root", root)
@@ -118,7 +119,7 @@ def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
 
 
 def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
-    """The kept pixels of `source`; None where there is no complete cache of what the files are now.
+    """The cached pixels of `source`; None where there is no complete cache of the files as they are now.
 
     Raises:
         InputError: when there is one that cannot be mapped into memory.
@@ -134,7 +135,7 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
         raise InputError(
             f"{layout.folder / PIXELS} cannot be mapped into memory: {cause(error)}. A limit of address space "
             f"(ulimit -v) must leave room for its {format_bytes(layout.bytes)}; SATURATE_CACHE names another place, "
-            "and LOADER=torchvision keeps nothing."
+            "and `loader=torchvision` caches nothing."
         ) from error
     unreadable = {int(index): reason for index, reason in manifest["gone"].items()}
     return CachedPixels(
@@ -150,7 +151,7 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
 
 
 def find_cache(source: Source, preprocessing: Preprocessing) -> CachedPixels | None:
-    """The kept pixels of `source`, in its own cache or in that of a source it was selected from."""
+    """The cached pixels of `source`, in its own cache or in that of a source it was selected from."""
     if (found := open_cache(source, Layout.of(source, preprocessing))) is not None:
         return found
     if source.selected_from is None:

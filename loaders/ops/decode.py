@@ -107,15 +107,15 @@ def shorten_jpeg(data: bytes, rows: int, height: int) -> bytearray | None:
         None where nothing is gained or it is not certain to work: the JPEG must have that height, be whole,
         and code its rows one after the other (baseline or extended, not progressive).
     """
-    kept = rows + _ROWS_BELOW
-    if kept >= height or not data.endswith(_END_OF_IMAGE):
+    decoded_rows = rows + _ROWS_BELOW
+    if decoded_rows >= height or not data.endswith(_END_OF_IMAGE):
         return None
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:  # segments: marker, length (its own two bytes too), content
         marker = data[at + 1]
         if marker in _SEQUENTIAL_FRAMES and int.from_bytes(data[at + 5 : at + 7], "big") == height:
             changed = bytearray(data)
-            changed[at + 5 : at + 7] = kept.to_bytes(2, "big")
+            changed[at + 5 : at + 7] = decoded_rows.to_bytes(2, "big")
             return changed
         if marker not in _SEGMENTS_BEFORE:
             return None

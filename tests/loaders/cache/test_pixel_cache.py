@@ -460,7 +460,9 @@ def test_pixels_that_cannot_be_mapped_are_told_and_stay(
 def test_a_folder_that_cannot_be_made_is_told(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory; SATURATE_CACHE"):
+    with pytest.raises(
+        InputError, match=r"no pixels can be cached in .*file/pixels.*: Not a directory; SATURATE_CACHE"
+    ):
         cached(source)
 
 
