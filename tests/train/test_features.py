@@ -117,7 +117,7 @@ def test_plans_repeat_and_the_order_does_not(image_folder: Path) -> None:
     found = {}
     for epoch in (1, 2, 4):
         loader.set_epoch(epoch)
-        found[epoch] = loader.cursor.sequence, loader.draw(np.arange(24)).box
+        found[epoch] = loader.cursor.sequence, loader.planner.draw(np.arange(24), epoch).box
     assert not np.array_equal(found[1][0], found[4][0])
     np.testing.assert_array_equal(found[1][1], found[4][1])
     assert not np.array_equal(found[1][1], found[2][1])

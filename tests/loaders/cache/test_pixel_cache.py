@@ -370,7 +370,7 @@ def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_pl
         yield
         (folder / "manifest.json").unlink()  # the first thing that another process does when it gets the lock
 
-    monkeypatch.setattr(building, "_alone", alone)
+    monkeypatch.setattr(building, "_locked", alone)
     require_right(cached(source), source)
 
 
@@ -411,7 +411,7 @@ def test_the_cache_of_a_copy_that_is_gone_is_replaced(source: Source, image_fold
 
 def test_without_room_nothing_is_begun(source: Source, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "free_on_disk", lambda _: 50_000)
-    with pytest.raises(InputError, match=r"\d+ kB are wanted, 50 kB are free.*--cache-size.*SATURATE_CACHE"):
+    with pytest.raises(InputError, match=r"\d+ kB are needed, 50 kB are free.*`cache_size`.*SATURATE_CACHE"):
         cached(source)
     assert decoded == []
     assert not list(Layout.of(source, SMALL).folder.glob("*.npy*"))
@@ -428,7 +428,7 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
         write(file, data, place)
 
     monkeypatch.setattr(building, "_write_at", full)
-    with pytest.raises(InputError, match=r"are wanted, .* are free"):
+    with pytest.raises(InputError, match=r"are needed, .* are free"):
         cached(source)
     monkeypatch.setattr(building, "_write_at", write)
     require_right(cached(source), source)
