@@ -1,4 +1,4 @@
-"""Python's garbage collection, kept away from the steps that are timed."""
+"""Python's garbage collection, held off during the steps that are timed."""
 
 import gc
 from collections.abc import Iterator

@@ -133,7 +133,7 @@ def normalize(
 def _factor_and_offset(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """For a row of pixels, `[width * 3]` each; kept, as sending them anew would let the host wait for the GPU."""
+    """For a row of pixels, `[width * 3]` each; cached, as sending them again would let the host wait for the GPU."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     with torch.inference_mode(False):
