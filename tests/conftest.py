@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+# Without a GPU, Triton's kernels are interpreted; it decides so when it is imported, its own functions' kind
+# included: hence before our own packages.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
-
-# Without a GPU, Triton's kernels are interpreted; it decides so when it is imported, its own functions' kind
-# included: hence before our own packages.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # torch looks for it once, at the first product by cuBLAS: when the deterministic run sets it, others have had theirs.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

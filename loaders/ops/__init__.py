@@ -1,1 +1,1 @@
-"""Operations on pixels: decoding, resampling, finishing, the fused GPU kernels, and the reference for them."""
+"""Operations on pixels: decoding, resampling, finishing, fused GPU kernels, and the reference they must agree with."""

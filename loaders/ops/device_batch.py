@@ -1,4 +1,4 @@
-"""Finished batches of images that lie one behind the other: by Triton's kernels where they can be had, or in torch."""
+"""Batches finished on the device from images that lie one behind the other: by Triton's kernels, or in plain torch."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -16,7 +16,7 @@ from loaders.system.machine import can_compile
 
 
 def fused_kernels(device: torch.device) -> ModuleType | None:
-    """`loaders.ops.fused`, where the device can run it and what compiles it is there."""
+    """Returns the module `loaders.ops.fused`, or None where the device cannot run it or nothing can compile it."""
     if device.type != "cuda" or not can_compile():
         return None
     try:
@@ -37,13 +37,18 @@ def finished_batch(
     dtype: torch.dtype,
     kernels: ModuleType | None,
 ) -> Tensor:
-    """The plans of B images carried out: `[B, 3, S, S]` of `dtype`, channels-last, on the device of `pixels`.
+    """Carries out the plans of B images that lie one behind the other.
 
     Args:
-        pixels: uint8 `[P, 3]`: all pixels of all images, row by row.
-        starts: `[B]`: the place of each image's first pixel.
-        widths: `[B]`, pixels.
-        kernels: what `fused_kernels` found.
+        pixels: All pixels of all images, row by row: uint8 `[P, 3]`.
+        starts: The place of each image's first pixel in `pixels`, `[B]`.
+        widths: The images' widths in pixels, `[B]`.
+        plan: The plans of the B images.
+        mean, std, dtype: As for `finish.finish`.
+        kernels: What `fused_kernels` returned for the device of `pixels`.
+
+    Returns:
+        `[B, 3, S, S]` of `dtype`, channels-last, on the device of `pixels`.
     """
     if kernels is not None:
         with stage("augment"):

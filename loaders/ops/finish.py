@@ -32,14 +32,15 @@ def finish(
     out: Tensor | None = None,
     flipped: bool = False,
 ) -> Tensor:
-    """What remains after the first read: second read, flips, color, normalization.
+    """Carries out what a batch's plans say after the first read: second read, flips, color and normalization.
 
     Args:
-        squares: uint8 `[B, 3, S1, S1]`, channels-last.
-        mean, std: per channel, of pixel values scaled to 0–1.
-        dtype: of the result; uint8 leaves normalising to whoever receives the pixels.
-        out: where the result is to be written; may be `squares`, if that has its shape and dtype.
-        flipped: whether the squares have the plan's flips already.
+        squares: The results of the first read, uint8 `[B, 3, S1, S1]`, channels-last.
+        plan: The plans of the B samples.
+        mean, std: Per channel, of pixel values scaled to 0–1.
+        dtype: The result's dtype. With uint8, pixels are not normalized, which is left to whoever receives them.
+        out: The tensor to write the result into. It may be `squares` if that has the result's shape and dtype.
+        flipped: Whether the squares have the plans' flips already.
 
     Returns:
         `[B, 3, S, S]` of `dtype`, channels-last, on the device of `squares`.
@@ -57,11 +58,16 @@ def finish(
 
 
 def second_read(squares: Tensor, plan: Plan) -> Tensor:
-    """Inner box and rotation in one bilinear read: uint8 `[B, 3, S1, S1]` → uint8 `[B, 3, S, S]`.
+    """Reads the inner box of each rotated square in one bilinear interpolation.
 
-    A pixel of the result lies somewhere in the inner box; its place there (clamped to the box's outer
-    pixel centres, as a resize does), turned back about the square's centre, is where it is read.
-    Black beyond the square.
+    Each pixel of the result has a place in the inner box, which is clamped to the centers of the box's outer pixels, as
+    in a resize. The pixel is read at this place, turned back about the square's center. It is black beyond the square.
+
+    Args:
+        squares: uint8 `[B, 3, S1, S1]`.
+
+    Returns:
+        uint8 `[B, 3, S, S]`, channels-last.
     """
     x, y, (cos, sin) = (sent(array, squares.device) for array in second_read_places(plan))
     x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
@@ -71,10 +77,13 @@ def second_read(squares: Tensor, plan: Plan) -> Tensor:
 
 
 def second_read_places(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Where the second read looks: x and y before the rotation, `[B, S]`, and the rotation's cosine and sine, `[2, B]`.
+    """Computes where the second read interpolates.
 
-    In pixels from the square's centre; cosine and sine also take these to `grid_sample`'s frame of -1 to 1.
-    Drawn up in float64 on the host and moved as float32: a thousandth of a pixel matters to nobody.
+    This is done in float64 on the host. As float32, places are exact to far less than a thousandth of a pixel.
+
+    Returns:
+        x and y before the rotation, `[B, S]` each, in pixels from the square's center; and the rotation's cosine and
+        sine, `[2, B]`, which also scale these to `grid_sample`'s frame, in which the edges are -1 and 1.
     """
     assert plan.inner is not None
     assert plan.angle is not None
@@ -89,7 +98,14 @@ def second_read_places(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.floa
 
 
 def flip(squares: Tensor, plan: Plan) -> Tensor:
-    """Flips the samples whose plan says so; uint8 `[B, 3, S, S]` in and out, the input left as it was."""
+    """Flips the samples whose plans say so.
+
+    Args:
+        squares: `[B, 3, S, S]`; they are not written to.
+
+    Returns:
+        The flipped batch, or `squares` itself where no sample is flipped.
+    """
     for column, dimension in ((0, -1), (1, -2)):
         rows = np.flatnonzero(plan.flip[:, column])
         if len(rows):
@@ -101,18 +117,23 @@ def flip(squares: Tensor, plan: Plan) -> Tensor:
 
 
 _BLOCK = 2
-"""Images normalized at once on a CPU, in memory that stays in its cache and is used again for the next ones: with 16 in
-fresh memory, an image of 224 px took 436 µs instead of 64."""
+"""The number of images that a CPU normalizes at once. Their memory stays in the CPU's cache and is used again for the
+next ones: with 16 images in fresh memory, an image of 224 px took 436 µs instead of 64."""
 
 
 def normalize(
     squares: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, out: Tensor | None = None
 ) -> Tensor:
-    """(pixels / 255 - mean) / std, computed in float32.
+    """Computes `(pixels / 255 - mean) / std` in float32.
 
     Args:
-        squares: `[B, 3, S, S]`, channels-last, pixels 0–255 in any dtype.
-        out: `[B, 3, S, S]` of `dtype`, channels-last, to write into.
+        squares: Pixels of 0–255 in any dtype, `[B, 3, S, S]`, channels-last.
+        mean, std: Per channel, of pixel values scaled to 0–1.
+        dtype: The dtype that the result is rounded to.
+        out: The tensor to write the result into: `[B, 3, S, S]` of `dtype`, channels-last.
+
+    Returns:
+        `out`, or a new tensor like it.
     """
     if out is None:
         out = torch.empty_like(squares, dtype=dtype, memory_format=torch.channels_last)
@@ -133,7 +154,10 @@ def normalize(
 def _factor_and_offset(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """For a row of pixels, `[width * 3]` each; cached, as sending them again would let the host wait for the GPU."""
+    """Computes factor and offset of the normalization for a row of pixels, `[width * 3]` each.
+
+    They are cached, as the host would have to wait for the GPU whenever it sent them again.
+    """
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     with torch.inference_mode(False):
@@ -141,11 +165,18 @@ def _factor_and_offset(
     return factor, offset
 
 
-# --- colour: torchvision's definitions for floating-point images ---------------------------------
+# --- color: torchvision's definitions for floating-point images ----------------------------------
 
 
 def jitter_color(images: Tensor, plan: Plan) -> Tensor:
-    """Brightness, contrast, saturation and hue, each sample in its own order: float `[B, 3, S, S]`, 0–1."""
+    """Adjusts brightness, contrast, saturation and hue, in each sample's own order.
+
+    Args:
+        images: Floating-point `[B, 3, S, S]`, 0–1; they are not written to.
+
+    Returns:
+        The adjusted images, channels-last, 0–1.
+    """
     assert plan.color is not None
     assert plan.color_order is not None
     images = images.clone(memory_format=torch.channels_last)
@@ -160,28 +191,28 @@ def jitter_color(images: Tensor, plan: Plan) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with black; 1 leaves `[B, 3, H, W]` as it is."""
+    """Blends `[B, 3, H, W]` with black; a factor (`[B, 1, 1, 1]`) of 1 leaves an image as it is."""
     return (images * factor).clamp(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the mean of the grey image; 1 leaves `[B, 3, H, W]` as it is."""
-    return torch.lerp(grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor).clamp(0, 1)
+    """Blends `[B, 3, H, W]` with the gray image's mean; a factor (`[B, 1, 1, 1]`) of 1 leaves an image as it is."""
+    return torch.lerp(gray(images).mean(dim=(1, 2, 3), keepdim=True), images, factor).clamp(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the grey image; 1 leaves `[B, 3, H, W]` as it is."""
-    return torch.lerp(grey(images), images, factor).clamp(0, 1)
+    """Blends `[B, 3, H, W]` with the gray image; a factor (`[B, 1, 1, 1]`) of 1 leaves an image as it is."""
+    return torch.lerp(gray(images), images, factor).clamp(0, 1)
 
 
-def grey(images: Tensor) -> Tensor:
-    """Luma by ITU-R 601-2 with torchvision's coefficients: `[B, 3, H, W]` → `[B, 1, H, W]`."""
+def gray(images: Tensor) -> Tensor:
+    """Computes the luma by ITU-R BT.601 with torchvision's coefficients: `[B, 3, H, W]` → `[B, 1, H, W]`."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of `[B, 3, H, W]` by `shift` turns (`[B, 1, 1, 1]`), by way of HSV."""
+    """Turns the hue of `[B, 3, H, W]` by `shift` full turns (`[B, 1, 1, 1]`), by way of HSV."""
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = value - low
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]

@@ -1,15 +1,17 @@
-"""Plans carried out by a GPU in one pass over the pixels: crop, resize, flip, colour, normalise (Triton).
+"""Plans carried out by a GPU in one pass over the pixels: crop, resize, flip, color, normalize (Triton).
 
     weights ─► read ─► finished batch                                   a plain crop
     weights ─► read ─► uint8 squares ─► turn ─► finished batch          where the plan has a second read
-    weights ─► read or turn ─► uint8 squares ─► color ─► finished batch where the plan has colour
+    weights ─► read or turn ─► uint8 squares ─► color ─► finished batch where the plan has color
 
-The first read is that of `resample`, integer for integer. Each program makes a tile of one sample's batch: it goes
-down the rows of the box that the tile is made of, blends each row across once, and adds it to all lines of the tile
-it belongs to. So pixels are read about twice per tap, out of a cache, and memory sees what it must: the pixels
-once and the finished batch once. Colour goes over the squares twice: contrast needs the mean of an image as the
-steps before it left it. The weights, which want float64 and the largest of each axis, are drawn up
-beforehand in a table of some 5 KB a sample: in the tiles each would be computed dozens of times.
+The first read is that of `resample`, integer for integer. Each program computes one tile of one sample's result. It
+goes down the rows of the box that contribute to the tile, blends each row horizontally once, and adds it to all lines
+of the tile that it contributes to. So pixels are read about twice per tap, from a cache, while memory is read once for
+the pixels and written once for the finished batch.
+
+Color goes over the squares twice, because contrast needs the mean of the image as the steps before it left it. The
+weights need float64 and the largest weight of each axis. They are computed beforehand into a table of some 5 KB per
+sample, as each would be computed dozens of times in the tiles.
 """
 
 from collections.abc import Sequence
@@ -26,12 +28,14 @@ from loaders.ops.transfer import sent
 from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 
 _SPAN = 128
-"""Places whose weights one program draws up at once."""
-_READ_TILE, _TURN_TILE = (8, 256), (4, 256)
-"""Lines, and values (pixels × 3) of each; a thread has two columns. Compiled for an H100 these take 72 and 147
-registers a thread, 16 lines would take 128 and more than there are: fewer warps to hide the waiting for reads."""
+"""The number of places whose weights one program computes at once."""
+_READ_TILE = (8, 256)
+"""Lines of a tile, and values (pixels × 3) of each line; a thread has two columns. Compiled for an H100, these take 72
+registers per thread. 16 lines would take 128, which leaves fewer warps to hide the latency of reads."""
+_TURN_TILE = (4, 256)
+"""The same for the second read: 147 registers per thread. 16 lines would take more than there are."""
 _COLOR_SPAN = 1024
-"""Pixels whose colour one program adjusts."""
+"""The number of pixels whose color one program adjusts."""
 
 
 def batches(
@@ -44,22 +48,25 @@ def batches(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The finished batch of B images that lie one behind the other; equals `resample` and `finish.finish`.
+    """Carries out the plans of B images that lie one behind the other, with the result of `resample` and `finish`.
 
-    Bit for bit without a second read, up to what float32 rounds otherwise on a GPU: one unit in the last place of
-    `dtype`. With one, up to one grey level where a bilinear value lies in the middle between two. With colour, up to a
-    hundredth of a level, as sums of float32 come in another order, and with `dtype` uint8 up to one.
+    Without a second read, pixels are equal, and normalized values up to one unit in the last place of `dtype`, as a GPU
+    may round float32 otherwise. With a second read, pixels differ by up to one gray level where a bilinear value lies
+    in the middle between two levels. With color, they differ by up to a hundredth of a level, as float32 is summed in
+    another order, and with `dtype` uint8 by up to one level.
 
     Args:
-        pixels: uint8 `[P, 3]`: all pixels of all images, row by row.
-        starts: `[B]`: the place of each image's first pixel.
-        widths: `[B]`, pixels.
-        mean, std, dtype: as for `finish.finish`.
+        pixels: All pixels of all images, row by row: uint8 `[P, 3]`.
+        starts: The place of each image's first pixel in `pixels`, `[B]`.
+        widths: The images' widths in pixels, `[B]`.
+        plan: The plans of the B images.
+        mean, std, dtype: As for `finish.finish`.
 
     Returns:
         `[B, 3, S, S]` of `dtype`, channels-last, on the device of `pixels`.
     """
-    plain, last = _Finishing(mean, std, torch.uint8), _Finishing(mean, std, dtype)
+    plain = _Finishing(mean, std, torch.uint8)
+    last = _Finishing(mean, std, dtype)
     with torch.cuda.device_of(pixels):
         ends = last if plan.inner is None and plan.color is None else plain
         images = _first_reads(pixels, starts, widths, plan, ends)
@@ -69,17 +76,18 @@ def batches(
 
 
 class _Finishing:
-    """What becomes of a pixel in the end: itself as uint8, or normalised as `finish.normalize` does."""
+    """How a kernel writes its pixels: as they are (uint8), or normalized as by `finish.normalize`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
-        self.dtype, self.normalizes = dtype, dtype != torch.uint8
+        self.dtype = dtype
+        self.normalizes = dtype != torch.uint8
         self.numbers = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def _first_reads(
     pixels: Tensor, starts: NDArray[np.int64], widths: NDArray[np.int64], plan: Plan, finishing: _Finishing
 ) -> Tensor:
-    """The first read; flipped and finished, unless there is a second."""
+    """Carries out the first read. The result is flipped, too, unless there is a second read."""
     side, count, device = plan.read_size, len(plan), pixels.device
     flip = plan.flip if plan.inner is None else np.zeros_like(plan.flip)
     geometry = sent(
@@ -99,7 +107,7 @@ def _first_reads(
 
 
 def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
-    """The second read of uint8 squares `[B, 3, S1, S1]`, flipped and finished."""
+    """Carries out the second read of uint8 squares `[B, 3, S1, S1]`, and the flips."""
     count, device = len(plan), squares.device
     x, y, to_frame = (sent(array, device) for array in second_read_places(plan))
     flip = sent(np.ascontiguousarray(plan.flip, np.int32), device)
@@ -112,7 +120,7 @@ def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
 
 
 def _colored(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
-    """The colour of uint8 squares `[B, 3, S, S]`, and the end."""
+    """Adjusts the color of uint8 squares `[B, 3, S, S]`."""
     assert plan.color is not None
     assert plan.color_order is not None
     count, device, pixels = len(plan), squares.device, plan.size**2

@@ -1,7 +1,7 @@
-"""The kernels of `fused`, in Triton: weights, first read, second read, colour.
+"""The kernels of `fused`, in Triton: weights, first read, second read, color.
 
-All are to be launched without fused multiply-add (`enable_fp_fusion=False`), whose other rounding would be another
-weight here and there.
+All of them are to be launched without fused multiply-add (`enable_fp_fusion=False`), which rounds otherwise and would
+change a weight here and there.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # ruff: noqa: N803
@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 
 _FIELDS = tl.constexpr(12)
-"""Of the geometry, for each sample, int64: start, width; box: top, left, height, width; resized: height, width;
-window: top, left; flips: horizontal, vertical."""
+"""The number of fields of the geometry, int64 for each sample: start, width; box: top, left, height, width; resized:
+height, width; window: top, left; flips: horizontal, vertical."""
 _HIGHEST = tl.constexpr(22)
-"""ATen's weights have no more bits than this after the binary point, and fit into int16."""
+"""The most bits that ATen's weights have after the binary point; they fit into int16."""
 
 
 @triton.jit
 def _reach(length, resized, places):
-    """Center, reciprocal support, first tap and end of the taps of places in the resized box; as ATen has them."""
+    """Returns center, reciprocal support, first tap and end of the taps of places in the resized box, as ATen does."""
     scale = length.to(tl.float64) / resized.to(tl.float64)
     support = tl.maximum(scale, 1.0)
     center = scale * (places.to(tl.float64) + 0.5)
@@ -29,25 +29,28 @@ def _reach(length, resized, places):
 
 @triton.jit
 def _triangle(tap, center, reciprocal, end):
-    """The weight of a tap before it is divided by the sum of all: a triangle around the center."""
+    """Returns the weight of a tap before it is divided by the sum of all: a triangle around the center."""
     distance = tl.abs((tap.to(tl.float64) - center + 0.5) * reciprocal)
     return tl.where(tap < end, tl.maximum(1.0 - distance, 0.0), 0.0)
 
 
 @triton.jit
 def _own_taps(length, resized):
-    """The most taps a place of this axis has: `resample.taps`."""
+    """Returns the most taps that a place of this axis has, as `resample.taps` does."""
     return (2 * ((length + resized - 1) // resized) + 1).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["taps"])
 def weigh(geometry, weights, first, shift, side, taps, SPAN: tl.constexpr):
-    """One axis of one sample: int16 weights `[taps, side]`, first taps `[side]`, and how many bits these have."""
+    """Computes the weights of one axis of one sample.
+
+    It writes the weights, int16 `[taps, side]`, the first taps, `[side]`, and the weights' number of fractional bits.
+    """
     row = tl.program_id(0) * 2 + tl.program_id(1)
     fields = geometry + tl.program_id(0) * _FIELDS + tl.program_id(1)
     length, resized, window = tl.load(fields + 4), tl.load(fields + 6), tl.load(fields + 8)
     own = _own_taps(length, resized)
-    # The precision hangs on the largest weight of all places, also of those beyond the window.
+    # The precision depends on the largest weight of all places, those beyond the window included.
     largest = tl.full((SPAN,), 0, tl.float64)
     for begin in range(0, resized.to(tl.int32), SPAN):
         places = tl.minimum(begin + tl.arange(0, SPAN), resized.to(tl.int32) - 1)
@@ -78,7 +81,7 @@ def weigh(geometry, weights, first, shift, side, taps, SPAN: tl.constexpr):
 
 @triton.jit
 def _finished(pixels, channel, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr):
-    """Normalised, where that is wanted; pixels 0–255 of any dtype."""
+    """Normalizes pixels of 0–255 in any dtype, if `NORMALIZES`."""
     if NORMALIZES:
         factor = tl.where(channel == 0, f0, tl.where(channel == 1, f1, f2))
         offset = tl.where(channel == 0, o0, tl.where(channel == 1, o1, o2))
@@ -91,21 +94,24 @@ def read(
     pixels, geometry, weights, first, shift, out, side, taps, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     LINES: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one sample's first read: along the rows, rounded to uint8, then along the columns, as ATen does."""
+    """Computes a tile of one sample's first read.
+
+    As in ATen, pixels are blended along the rows, rounded to uint8, and then blended along the columns.
+    """
     sample = tl.program_id(2)
     fields = geometry + sample * _FIELDS
     start, width = tl.load(fields), tl.load(fields + 1)
     top, left, tall, wide = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 5)
     high, broad, y, x = tl.load(fields + 6), tl.load(fields + 7), tl.load(fields + 8), tl.load(fields + 9)
     mirrored, inverted = tl.load(fields + 10) != 0, tl.load(fields + 11) != 0
-    # Across: which taps of a row make up each value, and with which weights.
+    # Horizontally: which taps of a row contribute to each value, and with which weights.
     value = (tl.program_id(0) * VALUES + tl.arange(0, VALUES))[None, :]
     channel, column = value % 3, tl.minimum(value // 3, side - 1)
     column = tl.where(mirrored, side - 1 - column, column)
     across = tl.load(first + (2 * sample + 1) * side + column)
     weights_across = weights + (2 * sample + 1).to(tl.int64) * taps * side
     taps_across, bits_across = _own_taps(wide, broad), tl.load(shift + 2 * sample + 1)
-    # Down: which rows of the box the lines of this tile are made of.
+    # Vertically: which rows of the box contribute to the lines of this tile.
     line = (tl.program_id(1) * LINES + tl.arange(0, LINES))[:, None]
     row = tl.minimum(line, side - 1)
     row = tl.where(inverted, side - 1 - row, row)
@@ -140,7 +146,7 @@ def read(
 
 @triton.jit
 def _to_pixel(total, bits):
-    """A weighted sum, rounded to 0–255."""
+    """Rounds a weighted sum to 0–255."""
     return tl.minimum(tl.maximum((total + (1 << (bits - 1))) >> bits, 0), 255)
 
 
@@ -149,7 +155,7 @@ def turn(
     squares, x, y, to_frame, flip, out, side, size, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     LINES: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one sample's second read, with the arithmetic of `torch.nn.functional.grid_sample`."""
+    """Computes a tile of one sample's second read, with the arithmetic of `torch.nn.functional.grid_sample`."""
     sample, count = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     value = (tl.program_id(0) * VALUES + tl.arange(0, VALUES))[None, :]
     line = (tl.program_id(1) * LINES + tl.arange(0, LINES))[:, None]
@@ -177,7 +183,10 @@ def turn(
 
 @triton.jit
 def _rounded(values):
-    """To the nearest, ties to the even, as torch rounds: beyond 2 ** 23 float32 holds whole numbers only."""
+    """Rounds to the nearest whole number, ties to the even one, as torch does.
+
+    Beyond 2 ** 23, float32 holds whole numbers only: adding such a number rounds.
+    """
     return (values + 12582912.0) - 12582912.0
 
 
@@ -186,10 +195,10 @@ def color(
     squares, factors, order, sums, out, pixels, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     MEASURES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Some pixels of one sample, with the arithmetic of `finish.jitter_color`; launched twice.
+    """Adjusts the color of some pixels of one sample, with the arithmetic of `finish.jitter_color`.
 
-    First to measure (`MEASURES`): the sum of their grey when contrast's turn has come goes to `sums`. Then, as the
-    sums tell the mean of the whole image, to write the result.
+    It is launched twice. The first launch (`MEASURES`) writes to `sums` the sum of the pixels' luma, as it is when the
+    contrast is adjusted. The second computes the mean of the whole image from these sums, and writes the result.
     """
     part, parts, sample = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
     place = part * SPAN + tl.arange(0, SPAN)
@@ -205,15 +214,15 @@ def color(
     for step in tl.static_range(4):
         which = tl.load(order + sample * 4 + step)
         factor = tl.load(factors + sample * 4 + which)
-        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        gray = 0.2989 * red + 0.587 * green + 0.114 * blue
         if which == 0:
             red, green, blue = _unit(red * factor), _unit(green * factor), _unit(blue * factor)
         elif which == 1:
             if MEASURES:
-                tl.store(sums + sample * parts + part, tl.sum(tl.where(inside, grey, 0.0), 0))
+                tl.store(sums + sample * parts + part, tl.sum(tl.where(inside, gray, 0.0), 0))
             red, green, blue = _blended(mean, red, factor), _blended(mean, green, factor), _blended(mean, blue, factor)
         elif which == 2:
-            red, green, blue = _blended(grey, red, factor), _blended(grey, green, factor), _blended(grey, blue, factor)
+            red, green, blue = _blended(gray, red, factor), _blended(gray, green, factor), _blended(gray, blue, factor)
         else:
             value, low = tl.maximum(red, tl.maximum(green, blue)), tl.minimum(red, tl.minimum(green, blue))
             chroma = value - low
@@ -239,26 +248,27 @@ def color(
 
 @triton.jit
 def _unit(values):
+    """Clamps values to 0–1."""
     return tl.minimum(tl.maximum(values, 0.0), 1.0)
 
 
 @triton.jit
 def _blended(start, end, factor):
-    """`torch.lerp`, which begins at the nearer of the two, kept within 0–1."""
+    """Interpolates as `torch.lerp` does, which starts from the nearer of the two; the result is clamped to 0–1."""
     apart = end - start
     return _unit(tl.where(tl.abs(factor) < 0.5, start + factor * apart, end - apart * (1 - factor)))
 
 
 @triton.jit
 def _from_hue(sixths, value, chroma):
-    """A channel: it falls from `value` by `chroma` along a trapezoid of the hue."""
+    """Returns a channel, which falls from `value` by `chroma` along a trapezoid of the hue."""
     k = sixths - tl.floor(sixths / 6) * 6
     return value - chroma * _unit(tl.minimum(k, 4 - k))
 
 
 @triton.jit
 def _put(values, channel, place, inside, out, factor, offset, NORMALIZES: tl.constexpr):
-    """One channel of some pixels, 0–1: normalised, or as whole levels."""
+    """Writes one channel of some pixels of 0–1: normalized, or as whole levels."""
     levels = values * 255
     levels = tl.fma(levels, factor, offset) if NORMALIZES else _rounded(levels)
     tl.store(out + place * 3 + channel, levels.to(out.dtype.element_ty), inside)

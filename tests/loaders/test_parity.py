@@ -118,6 +118,8 @@ def compare(backend: str, name: str, sources: tuple[Source, Source], matrix: lis
     values = " | ".join(f"{value:.3g}" for value in measured)
     matrix.append(f"| {backend} | {source.name} | {name} | {values} | {REASONS[backend] if any(measured) else '-'} |")
     assert all(value <= most for value, most in zip(measured, BOUNDS[backend], strict=True)), measured
+    if BOUNDS[backend] == EXACT:  # before rounding, too
+        assert torch.equal(images, expected)
 
 
 # --- nothing is shifted ---------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The oracle of the reference: each of its steps against Pillow, torchvision, the standard library or a closed form."""
 
+import ast
 import colorsys
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -571,7 +573,28 @@ def test_the_plans_of_the_whole_test_have_all_there_is() -> None:
     assert len(np.unique(plan.color_order, axis=0)) > 10
 
 
-# --- form -------------------------------------------------------------------------------------------
+# --- independence and form --------------------------------------------------------------------------
+
+
+def _imports(file: Path) -> set[str]:
+    """The modules that a file imports, and what it imports from them, by their full names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_the_reference_and_what_is_compared_with_it_share_no_code() -> None:
+    """Of the project, it imports only what a plan is; and nothing of the project imports it."""
+    root = Path(reference.__file__).parents[2]
+    own = {name for name in _imports(Path(reference.__file__)) if name.split(".")[0] in ("loaders", "train")}
+    assert {name for name in own if not name.startswith("loaders.sampling.plan")} == set()
+    files = [file for package in ("loaders", "train") for file in (root / package).rglob("*.py")]
+    assert len(files) > 30
+    assert [file for file in files if "loaders.ops.reference" in _imports(file)] == []
 
 
 @pytest.mark.parametrize("name", SPECS)
