@@ -102,7 +102,7 @@ def test_what_was_run_is_kept_though_the_next_run_fails(
         (["--loaders", "baseline", "fast"], "LOADER=fast: there are auto"),
         (["--loaders", "baseline", "baseline"], "--loaders baseline baseline: expected one at least, and each once"),
         (["--seeds", "1", "1"], "--seeds 1 1: expected"),
-        (["--views", "2", "--mode", "finetune"], "--views: features can be kept only"),
+        (["--views", "2", "--mode", "finetune"], "--views: features can be cached only"),
         (["--views", "2", "--recipe", "classic"], "--views: BatchNorm follows each batch"),
         (["--epochs", "0"], "--epochs 0: expected more than 0"),
     ],
