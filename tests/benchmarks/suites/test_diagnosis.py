@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import simplejpeg
 
-from benchmarks.diagnosis import Limit, Measured, diagnose, find_limit, without
-from benchmarks.measure import Candidate, probed
-from benchmarks.options import Where
-from benchmarks.profiling import endless, measured_of, record_steps, timed
-from benchmarks.workload import Workload, workload
+from benchmarks.harness.batches import endless
+from benchmarks.harness.measure import Candidate, probe
+from benchmarks.harness.options import DataOptions
+from benchmarks.harness.workload import Workload, workload
+from benchmarks.suites.diagnosis import Limit, Measured, diagnose, find_limit, without
+from benchmarks.suites.profiling import measured_of, record_steps, time_steps
 from loaders.backends.host import HostLoader
 from loaders.sources import ImageFiles
 from loaders.system.instrument import stage
@@ -53,7 +54,7 @@ DECODING = Measured(
         ({"inline": {"augment": 5.0}}, "augment"),
         ({"inline": {"plan": 6.0}, "device": "cpu"}, "plan"),
         ({"threads": {}, "inline": {}, "queue": None}, "loader"),
-        ({"threads": {"augment": 1.0}, "queue": None}, "loader"),  # FFCV's and DALI's own threads tell nothing
+        ({"threads": {"augment": 1.0}, "queue": None}, "loader"),  # FFCV's and DALI's own threads report no stages
         ({"waiting": 0.1, "step": 9.9}, "step"),
         ({"waiting": 0.1, "step": 9.9, "launching": 9.9}, "step"),  # the host waits for room in the GPU's queue
         ({"waiting": 0.1, "step": 9.9, "launching": 9.0, "starved": 1.0}, "host"),
@@ -75,7 +76,7 @@ def test_the_sentence_names_limit_change_and_gain() -> None:
     )
 
 
-def test_a_loader_without_marks_is_told_by_what_it_delivers_alone() -> None:
+def test_a_loader_that_reports_no_stages_is_described_by_what_it_delivers_alone() -> None:
     unknown = replace(DECODING, threads={}, inline={}, queue=None, loader="dali")
     assert diagnose(unknown).sentence == (
         "the loader limits: without the step it delivers 100 images/s, 1.90 of 2 cores busy; the step could take 333 "
@@ -101,10 +102,10 @@ def test_what_is_taken_away_leaves_the_rest_to_limit() -> None:
     assert without(shared, "decode") == pytest.approx(100 * 19 / 3)
 
 
-def test_a_step_that_shares_its_cores_with_decoding_gains_from_kept_pixels() -> None:
+def test_a_step_that_shares_its_cores_with_decoding_gains_from_cached_pixels() -> None:
     shared = replace(DECODING, device="cpu", waiting=0.1, step=9.9, threads={"decode": 5.0}, cpu_seconds=20.0)
     assert find_limit(shared) == "step"
-    assert "LOADER=streamed" in diagnose(shared).change  # of a CPU's memory, no copy of all images is wanted
+    assert "LOADER=streamed" in diagnose(shared).change  # of a CPU's memory, not all images whole are held
     assert diagnose(shared).expected == pytest.approx(100 * 20 / 15)
 
 
@@ -113,8 +114,8 @@ def test_a_step_that_shares_its_cores_with_decoding_gains_from_kept_pixels() -> 
 
 @pytest.fixture
 def work(image_folder: Path) -> Iterator[Workload]:
-    where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=2)
-    with workload(where, "feature", loader="torchvision", size=32, batch_size=4, precision="fp32") as made:
+    options = DataOptions(data=str(image_folder), root=image_folder, device="cpu", workers=2)
+    with workload(options, "feature", loader="torchvision", size=32, batch_size=4, precision="fp32") as made:
         yield made
 
 
@@ -131,11 +132,11 @@ def quick_step(*_: object) -> None:
         pass
 
 
-def diagnosed(work: Workload) -> tuple[Limit, str]:
-    batches = endless(work)
-    timed(work, batches, 3)
-    seen = record_steps(work, batches, 6)
-    diagnosis = diagnose(measured_of(seen, work, probed(Candidate("", "alone", lambda: batches), 0.01)))
+def diagnosed(work: Workload) -> tuple[str, str]:
+    batches = endless(work.session.train_loader)
+    time_steps(work, batches, 3)
+    recorded = record_steps(work, batches, 6)
+    diagnosis = diagnose(measured_of(recorded, work, probe(Candidate("", "alone", lambda: batches), 0.01)))
     return diagnosis.limit, diagnosis.sentence
 
 

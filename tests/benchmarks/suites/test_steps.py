@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import steps
 from benchmarks.__main__ import main
-from benchmarks.measure import Found, Window
-from benchmarks.steps import Rung, StepsOptions, ladder, stepping
+from benchmarks.harness.measure import Measurement, Window
+from benchmarks.suites import steps
+from benchmarks.suites.options import StepsOptions
+from benchmarks.suites.rows import MODE_TITLES
+from benchmarks.suites.steps import Rung, ladder, stepping
 from tests.conftest import exit_code
 from train.precision import choose_precision
 
@@ -43,12 +45,12 @@ def test_each_rung_adds_to_the_one_before(mode: Any) -> None:
 
 def test_what_lies_beside_the_compiled_step_is_compared_with_that() -> None:
     compiled, graph, beside = Rung("+ compile", ""), Rung("graph", ""), Rung("beside", "", beside=True)
-    found = {
-        name: Found(0, None, [Window(images, 1.0, 0.0)] * 3)
+    measured = {
+        name: Measurement(0, None, [Window(images, 1.0, 0.0)] * 3)
         for name, images in (("+ compile", 10), ("graph", 20), ("beside", 15))
     }
     rungs = [compiled, graph, beside]
-    assert [steps._gain(rungs, place, found) for place in range(3)] == [None, 2.0, 1.5]
+    assert [steps._gain(rungs, place, measured) for place in range(3)] == [None, 2.0, 1.5]
 
 
 def test_pure_bf16_keeps_weights_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,7 @@ def test_folding_changes_no_feature() -> None:
 
 
 def test_the_network_that_costs_is_the_one_compiled() -> None:
-    for mode in steps.GROUPS:
+    for mode in MODE_TITLES:
         step = steps._Step(Rung("compiled", "", compiled=True), mode, "resnet18", CPU)
         network = step._trained if mode == "finetune" else step._backbone
         assert network is not None

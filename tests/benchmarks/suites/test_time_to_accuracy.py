@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import time_to_accuracy
 from benchmarks.__main__ import main
-from benchmarks.readme_tables import with_tables
-from benchmarks.time_to_accuracy import Ran, rows
+from benchmarks.harness.result import RunSummary
+from benchmarks.harness.result_json import summary_from_json
+from benchmarks.report.markdown import with_tables
+from benchmarks.suites import time_to_accuracy
+from benchmarks.suites.time_to_accuracy import FinishedRun, rows
 from train.options import Options as TrainOptions
 
 
@@ -19,9 +21,13 @@ def summary(seconds: float, top1: float, *, loader: str = "torchvision", **more:
     return shared | {"loader": loader, "seconds": seconds, "val_top1": top1} | more
 
 
+def ended(*given: Any, **more: Any) -> RunSummary:
+    return summary_from_json(summary(*given, **more))
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainOptions]:
-    """The options of all runs that were asked for; none is trained."""
+    """The options of all requested runs; none is trained."""
     asked: list[TrainOptions] = []
 
     def run(options: TrainOptions, _: Any) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def test_every_mode_seed_and_loader_has_its_run(image_folder: Path, tmp_path: Pa
     assert [row["name"] for row in result["rows"]] == ["baseline", "resident, 2 views kept", "baseline", "resident"]
 
 
-def test_what_was_run_is_kept_though_the_next_run_fails(
+def test_what_was_run_is_written_though_the_next_run_fails(
     image_folder: Path, tmp_path: Path, ran: list[TrainOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = time_to_accuracy.run
@@ -144,23 +150,23 @@ def test_a_run_that_lies_there_is_not_written_over(
     assert not ran
 
 
-def test_a_row_tells_all_seeds_of_a_loader() -> None:
+def test_a_row_has_the_figures_of_all_seeds_of_a_loader() -> None:
     done = [
-        Ran("feature", "baseline", 0, summary(100, 0.70, loader="baseline")),
-        Ran("feature", "auto", 0, summary(10, 0.90)),
-        Ran("feature", "baseline", 1, summary(90, 0.72, loader="baseline")),
-        Ran("feature", "auto", 1, summary(30, 0.94)),
-        Ran("feature", "baseline", 2, summary(80, 0.74, loader="baseline")),
+        FinishedRun("feature", "baseline", 0, ended(100, 0.70, loader="baseline")),
+        FinishedRun("feature", "auto", 0, ended(10, 0.90)),
+        FinishedRun("feature", "baseline", 1, ended(90, 0.72, loader="baseline")),
+        FinishedRun("feature", "auto", 1, ended(30, 0.94)),
+        FinishedRun("feature", "baseline", 2, ended(80, 0.74, loader="baseline")),
     ]
     first, ours = rows(done)
-    assert (first["name"], first["times_baseline"], first["seeds"]) == ("baseline", 1, [0, 1, 2])
-    assert (ours["name"], ours["seeds"]) == ("auto (torchvision)", [0, 1])
-    assert ours["times_baseline"] == pytest.approx((100 / 10 + 90 / 30) / 2)
-    assert ours["val_top1"] == pytest.approx(0.92)
-    assert (ours["val_top1_low"], ours["val_top1_high"]) == (0.90, 0.94)
-    assert ours["minutes"] == pytest.approx(20 / 60)
-    assert ours["low"] == pytest.approx(1000 / 30)
-    assert ours["noisy"]
+    assert (first.name, first.times_baseline, first.seeds) == ("baseline", 1, (0, 1, 2))
+    assert (ours.name, ours.seeds) == ("auto (torchvision)", (0, 1))
+    assert ours.times_baseline == pytest.approx((100 / 10 + 90 / 30) / 2)
+    assert ours.val_top1 == pytest.approx(0.92)
+    assert (ours.val_top1_low, ours.val_top1_high) == (0.90, 0.94)
+    assert ours.minutes == pytest.approx(20 / 60)
+    assert ours.low == pytest.approx(1000 / 30)
+    assert ours.noisy
 
 
 @pytest.mark.usefixtures("ran")

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.options import Where
-from benchmarks.profiling import endless, record_steps
-from benchmarks.workload import workload
+from benchmarks.harness.batches import endless
+from benchmarks.harness.options import DataOptions
+from benchmarks.harness.workload import workload
+from benchmarks.suites.profiling import record_steps
 from loaders import Batch
 from tests.conftest import exit_code
 
@@ -32,7 +33,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["feature", "finetune"])
-def test_a_profile_tells_stages_timeline_trace_and_one_sentence(
+def test_a_profile_has_stages_timeline_trace_and_one_sentence(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     out = tmp_path / "out"
@@ -80,8 +81,8 @@ def test_the_fifths_of_the_steps_are_all_of_them(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Else the whole could be slower than each, as with a last step that takes long, and no bar could be drawn."""
-    where = Where(data=str(image_folder), root=image_folder, device="cpu", workers=1)
-    with workload(where, "feature", size=32, batch_size=4, precision="fp32") as work:
+    options = DataOptions(data=str(image_folder), root=image_folder, device="cpu", workers=1)
+    with workload(options, "feature", size=32, batch_size=4, precision="fp32") as work:
         taken = 0
 
         def step(_: Batch) -> None:
@@ -90,6 +91,6 @@ def test_the_fifths_of_the_steps_are_all_of_them(
             time.sleep(0.05 * (taken == steps))
 
         monkeypatch.setattr(work, "step", step)
-        seen = record_steps(work, endless(work), steps)
-    assert len(seen.rates) == 5
-    assert min(seen.rates) <= seen.images / seen.seconds <= max(seen.rates)
+        recorded = record_steps(work, endless(work.session.train_loader), steps)
+    assert len(recorded.rates) == 5
+    assert min(recorded.rates) <= recorded.images / recorded.seconds <= max(recorded.rates)

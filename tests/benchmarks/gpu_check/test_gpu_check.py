@@ -8,25 +8,35 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check
 from benchmarks.__main__ import main
-from benchmarks.gpu_check import GpuCheckOptions, Part, carried_out, environment, found, parts, read_results
-from benchmarks.gpu_table import Line, log_lines
+from benchmarks.gpu_check import check as check_module
+from benchmarks.gpu_check import programs as programs_module
+from benchmarks.gpu_check.check import lines_of, program_environment, read_results, run_program
+from benchmarks.gpu_check.options import GpuCheckOptions
+from benchmarks.gpu_check.programs import Program, programs
+from benchmarks.gpu_check.record import Part
+from benchmarks.gpu_check.table import Line, log_lines
 from train.options import parse_options
 
 
-def script(folder: Path, name: str, code: str, **more: Any) -> Part:
-    """A part that prints; its line says what."""
-    return Part(name, ("-c", code), folder / name, lambda results: log_lines(name, f"said by {name}", results), **more)
+def script(folder: Path, name: str, code: str, **more: Any) -> Program:
+    """A program that prints; its line says what."""
+    return Program(
+        name, ("-c", code), folder / name, lambda results: log_lines(name, f"said by {name}", results), **more
+    )
 
 
-def checked(folder: Path, monkeypatch: pytest.MonkeyPatch, *planned: Part) -> int:
-    monkeypatch.setattr(gpu_check, "parts", lambda *_: list(planned))
+def ended(state: str) -> Part:
+    return Part(name="p", state=state, seconds=1.0)
+
+
+def checked(folder: Path, monkeypatch: pytest.MonkeyPatch, *planned: Program) -> int:
+    monkeypatch.setattr(check_module, "programs", lambda *_: list(planned))
     return main(["gpu-check", "--cpu", "--root", str(folder), "--weights", "none", "--out", str(folder / "out")])
 
 
 def test_the_most_telling_comes_first_and_what_reuses_compiled_code_after_what_makes_it(tmp_path: Path) -> None:
-    planned = parts(GpuCheckOptions(root=tmp_path), tmp_path)
+    planned = programs(GpuCheckOptions(root=tmp_path), tmp_path)
     names = [part.name for part in planned]
     assert names[:2] == ["saturation-finetune", "saturation-feature"]
     assert names.index("feature") < names.index("blog-finetune") < names.index("steps") < names.index("tests")
@@ -45,24 +55,24 @@ def test_the_most_telling_comes_first_and_what_reuses_compiled_code_after_what_m
 
 
 def test_cifar10_is_taken_where_it_lies(tmp_path: Path) -> None:
-    assert "sample" in parts(GpuCheckOptions(root=tmp_path), tmp_path)[0].command
+    assert "sample" in programs(GpuCheckOptions(root=tmp_path), tmp_path)[0].command
     (tmp_path / "cifar-10-batches-bin").mkdir()
-    assert "cifar10" in parts(GpuCheckOptions(root=tmp_path), tmp_path)[0].command
+    assert "cifar10" in programs(GpuCheckOptions(root=tmp_path), tmp_path)[0].command
 
 
 def test_weights_are_torchvisions_where_they_lie_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "resnet18.pth"
-    monkeypatch.setattr(gpu_check, "imagenet_file", lambda _: file)
-    assert gpu_check.weights_here() == "none"
+    monkeypatch.setattr(programs_module, "imagenet_file", lambda _: file)
+    assert programs_module.weights_here() == "none"
     file.touch()
-    assert gpu_check.weights_here() == "imagenet"
+    assert programs_module.weights_here() == "imagenet"
 
 
 @pytest.mark.parametrize("cpu", [False, True])
 @pytest.mark.parametrize("data", ["cifar-10-batches-bin", "nothing"])
 def test_every_part_takes_the_options_it_is_given(tmp_path: Path, cpu: bool, data: str) -> None:
     (tmp_path / data).mkdir()
-    for part in parts(GpuCheckOptions(root=tmp_path, cpu=cpu), tmp_path):
+    for part in programs(GpuCheckOptions(root=tmp_path, cpu=cpu), tmp_path):
         if part.command[1] == "benchmarks":
             with pytest.raises(SystemExit) as ended:  # by --help, after all else has been understood
                 main([*part.command[2:], "--help"])
@@ -86,9 +96,9 @@ def test_each_result_is_written_at_once_and_a_failure_stops_nothing(
     )
     assert [part["state"] for part in json.loads(seen.read_text())["parts"]] == ["failed"]  # when b ran
     printed = capsys.readouterr().out
-    told = json.loads(printed.splitlines()[-1])
-    assert [part["state"] for part in told["parts"]] == ["failed", "done"]
-    assert [tuple(line.values()) for line in told["table"][1:]] == [
+    check = json.loads(printed.splitlines()[-1])
+    assert [part["state"] for part in check["parts"]] == ["failed", "done"]
+    assert [tuple(line.values()) for line in check["table"][1:]] == [
         ("said by a", "no memory", ""),
         ("a", "–", "failed: no memory"),
         ("said by b", "4 passed", ""),
@@ -98,7 +108,7 @@ def test_each_result_is_written_at_once_and_a_failure_stops_nothing(
         assert {"out/b.log", "out/gpu-check.json", "out/table.md"} <= set(archive.getnames())
 
 
-def test_of_an_error_that_ends_with_advice_the_line_that_names_it_is_told(
+def test_of_an_error_that_ends_with_advice_the_line_that_names_it_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -126,10 +136,10 @@ def test_what_is_done_stays_known_while_a_second_sitting_is_interrupted(
     last = script(out, "b", "print('fine')")
     assert checked(tmp_path, monkeypatch, script(out, "a", "raise SystemExit(1)"), last) == 1
 
-    def interrupted(*_: Any, **__: Any) -> dict[str, Any]:
+    def interrupted(*_: Any, **__: Any) -> Part:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu_check, "carried_out", interrupted)
+    monkeypatch.setattr(check_module, "run_program", interrupted)
     assert checked(tmp_path, monkeypatch, script(out, "a", "print('fine')"), last) == 130
     states = {part["name"]: part["state"] for part in json.loads((out / "gpu-check.json").read_text())["parts"]}
     assert states == {"a": "failed", "b": "done"}
@@ -147,7 +157,7 @@ def test_a_full_disk_takes_nothing_away_that_is_known(
     assert (out / "gpu-check.json").read_text() == before
 
 
-def test_another_checks_folder_is_not_gone_on_with(
+def test_another_checks_folder_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = script(tmp_path / "out", "a", "print('fine')")
@@ -157,20 +167,20 @@ def test_another_checks_folder_is_not_gone_on_with(
     assert "holds a check with data sample instead of cifar10: choose another OUT" in capsys.readouterr().err
 
 
-def test_another_machine_does_not_go_on_with_a_check(
+def test_another_machine_does_not_continue_a_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = script(tmp_path / "out", "a", "print('fine')")
     assert checked(tmp_path, monkeypatch, part) == 0
-    here = gpu_check.describe_environment()
-    monkeypatch.setattr(gpu_check, "describe_environment", lambda: here | {"usable_cores": 1000})
+    here = check_module.describe_environment()
+    monkeypatch.setattr(check_module, "describe_environment", lambda: here | {"usable_cores": 1000})
     assert checked(tmp_path, monkeypatch, part) == 2
     assert "holds a check with usable_cores" in capsys.readouterr().err
 
 
 def test_a_part_that_wrote_nothing_is_not_passed_over(tmp_path: Path) -> None:
-    part = Part("p", (), tmp_path / "p", lambda _: [], "bench.json")
-    (line,) = found(part, {"state": "done"}, {}, tmp_path)
+    program = Program("p", (), tmp_path / "p", lambda _: [], "bench.json")
+    (line,) = lines_of(program, ended("done"), {}, tmp_path)
     assert line == Line("p", "–", "it ended well, and wrote no result")
 
 
@@ -194,37 +204,37 @@ def test_a_part_begins_with_an_empty_folder_and_where_asked_without_compiled_cod
     look = "import os, pathlib; print(pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR']).exists())"
     for empties, there in ((False, "True"), (True, "False")):
         part = script(tmp_path, "p", look, compiled=compiled, empties=empties)
-        assert carried_out(part, None, tmp_path)["state"] == "done"
+        assert run_program(part, None, tmp_path).state == "done"
         assert read_results([part], tmp_path) == {"p": there}
         assert not part.folder.exists()
 
 
 def test_triton_keeps_its_code_beside_the_compilers(tmp_path: Path) -> None:
-    given = environment(script(tmp_path, "p", "", compiled=tmp_path / "c"), cpu=False)
+    given = program_environment(script(tmp_path, "p", "", compiled=tmp_path / "c"), cpu=False)
     assert Path(given["TRITON_CACHE_DIR"]).is_relative_to(given["TORCHINDUCTOR_CACHE_DIR"])
-    assert "TORCHINDUCTOR_CACHE_DIR" not in environment(script(tmp_path, "p", ""), cpu=False)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in program_environment(script(tmp_path, "p", ""), cpu=False)
 
 
 def test_time_that_is_over_ends_a_part_and_begins_no_other(tmp_path: Path) -> None:
     slow = script(tmp_path, "slow", "import time; time.sleep(60)", most_seconds=0.5)
-    assert carried_out(slow, None, tmp_path)["state"] == "out of time"
-    assert carried_out(slow, 1.0, tmp_path)["state"] == "no time left"
+    assert run_program(slow, None, tmp_path).state == "out of time"
+    assert run_program(slow, 1.0, tmp_path).state == "no time left"
 
 
 def test_what_cannot_be_understood_is_said_and_a_part_cut_short_too(tmp_path: Path) -> None:
     def lines(results: Any) -> list[Line]:
         return [Line("rate", results["p"]["rate"], "")]
 
-    part = Part("p", (), tmp_path / "p", lines, "bench.json")
+    part = Program("p", (), tmp_path / "p", lines, "bench.json")
     part.folder.mkdir()
     (part.folder / "bench.json").write_text('{"other": 1}')
     results = read_results([part], tmp_path)
-    assert found(part, {"state": "done"}, results, tmp_path) == [
+    assert lines_of(part, ended("done"), results, tmp_path) == [
         Line("p", "–", "what it wrote says nothing: KeyError('rate')")
     ]
     (part.folder / "bench.json").write_text('{"rate": "7"}')
     results = read_results([part], tmp_path)
-    assert found(part, {"state": "out of time"}, results, tmp_path) == [
+    assert lines_of(part, ended("out of time"), results, tmp_path) == [
         Line("rate", "7", ""),
         Line("p", "–", "out of time"),
     ]
