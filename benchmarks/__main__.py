@@ -20,7 +20,8 @@ with startup():
         SaturationOptions,
         StepsOptions,
     )
-    from loaders.errors import InputError
+    from loaders.errors import InputError, name_options
+    from train.options import OPTION_NAMES
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         exit_code: int = OTHER_COMMANDS[name].load()(options)
         return exit_code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_options(str(error), OPTION_NAMES)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -95,7 +96,7 @@ def run_suite(theme: str, options: Any) -> int:
     with startup():
         from benchmarks.report.writer import ResultWriter
         from train.console import Reporter
-        from train.session import InterruptedRunError
+        from train.stopping import InterruptedRunError
     write = ResultWriter(folder)
     try:
         measure(options, Reporter(), write)

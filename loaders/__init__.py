@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loaders.auto import Choice
+    from loaders.config import LoaderConfig
     from loaders.errors import BadImage, BadImageError, InputError
     from loaders.factory import available_loaders, build_loader, choose_loader
-    from loaders.loader import NO_LABEL, Batch, Loader, LoaderConfig
+    from loaders.loader import NO_LABEL, Batch, Loader
     from loaders.sampling.plan import ColorJitter, PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
     from loaders.sources import Source, open_data
 
@@ -45,9 +46,10 @@ __all__ = [
 
 _MODULES = {
     "auto": ("Choice",),
+    "config": ("LoaderConfig",),
     "errors": ("BadImage", "BadImageError", "InputError"),
     "factory": ("available_loaders", "build_loader", "choose_loader"),
-    "loader": ("NO_LABEL", "Batch", "Loader", "LoaderConfig"),
+    "loader": ("NO_LABEL", "Batch", "Loader"),
     "sampling.plan": ("ColorJitter", "PaddedRandomCrop", "PlanSpec", "RandomResizedCrop", "ResizeCenterCrop"),
     "sources": ("Source", "open_data"),
 }

@@ -1,40 +1,40 @@
-"""`python -m loaders`: which loaders there are; `python -m loaders cache DATA` decodes images once and keeps them."""
+"""`python -m loaders`: which loaders there are; `python -m loaders cache DATA` builds the pixel cache of a data set."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 try:
     import tyro
-    from rich.console import Console
 
-    from loaders import InputError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
-    from loaders.backends import BACKENDS
-    from loaders.cache.pixel_cache import Layout, Preprocessing
-    from loaders.loader import require_good
-    from loaders.sources import ImageFiles
+    from loaders.errors import InputError, name_options
     from loaders.sources.index import MAX_PIXELS
-    from loaders.system.console import open_console, paced, shown_progress
-    from loaders.system.machine import format_bytes
+    from loaders.system.console import open_console, shown_progress, with_rate
+    from loaders.system.format import format_bytes
 except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
     python = sys.executable
     print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
     sys.exit(2)
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from loaders import Source
+
 
 @dataclass(frozen=True)
 class List:
-    """Lists the loaders, and what those want that cannot be used here."""
+    """Lists the loaders, and what to install for those that cannot be used here."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Decodes all images of a data set once and keeps their pixels, for LOADER=streamed.
+    """Decodes all images of a data set once and stores their pixels, for LOADER=streamed.
 
     A build that was interrupted goes on where it was. $SATURATE_CACHE says where caches lie; one that is not
-    wanted any more is simply removed.
+    needed any more is simply removed.
     """
 
     data: tyro.conf.Positional[str]
@@ -42,7 +42,7 @@ class Cache:
     root: Path = Path("data")
     """Where named data sets lie, or are put."""
     cache_size: int = 256
-    """Pixels of the shorter side of the kept images; smaller images stay as they are."""
+    """Pixels of the shorter side of the cached images; smaller images stay as they are."""
     scaled_decoding: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves enough pixels: faster, a little blurred."""
     max_pixels: int = MAX_PIXELS
@@ -57,8 +57,22 @@ class Cache:
             raise InputError(f"--cache-size {self.cache_size}: expected 1 or more")
 
 
-def list_loaders(console: Console) -> None:
-    """Every loader, whether it can be used here, and what it does or what would help."""
+OPTIONS = {
+    "data": "DATA",
+    "root": "--root",
+    "cache_size": "--cache-size",
+    "max_pixels": "--max-pixels",
+    "on_bad_image": "--on-bad-image",
+    "workers": "--workers",
+    "loader": "LOADER",
+}
+"""What a user of this program types for the fields that messages name."""
+
+
+def list_loaders(console: "Console") -> None:
+    """Every loader, whether it can be used here, and what it does or what to install."""
+    from loaders.backends import BACKENDS
+
     widest = max(map(len, BACKENDS))
     for name, backend in BACKENDS.items():
         missing = backend.missing()
@@ -68,8 +82,11 @@ def list_loaders(console: Console) -> None:
     console.print("\nLOADER=auto chooses among those that can be used here and says why.", markup=False)
 
 
-def build_caches(options: Cache, console: Console) -> None:
-    """Of the images to train on and of those to validate."""
+def build_caches(options: Cache, console: "Console") -> None:
+    """Builds the caches of the training and the validation images."""
+    from loaders import open_data
+    from loaders.bad_images import require_good
+
     with shown_progress(console, f"looking at {options.data}") as show:
         pair = open_data(
             options.data,
@@ -80,14 +97,17 @@ def build_caches(options: Cache, console: Console) -> None:
     for note in dict.fromkeys(note for source in pair for note in source.notes):
         console.print(note, markup=False)
     require_good(pair, options.on_bad_image)
-    for source, what in zip(pair, ("to train on", "to validate"), strict=True):
-        if not isinstance(source.images, ImageFiles):
-            console.print(f"{source.name}: {len(source):,} images {what} are pixels already", markup=False)
+    for source, purpose in zip(pair, ("to train on", "to validate"), strict=True):
+        if source.images.encoded is None:
+            console.print(f"{source.name}: {len(source):,} images {purpose} are pixels already", markup=False)
             continue
-        _build(source, what, options, console)
+        _build(source, purpose, options, console)
 
 
-def _build(source: Source, what: str, options: Cache, console: Console) -> None:
+def _build(source: "Source", purpose: str, options: Cache, console: "Console") -> None:
+    from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, build_loader
+    from loaders.cache.pixel_cache import Layout, Preprocessing
+
     config = LoaderConfig(
         spec=PlanSpec(ResizeCenterCrop(options.cache_size, options.cache_size)),  # any will do: nothing is loaded
         training=False,
@@ -98,18 +118,18 @@ def _build(source: Source, what: str, options: Cache, console: Console) -> None:
         cache_size=options.cache_size,
     )
     loader = build_loader(source, config, loader="streamed")
-    with shown_progress(console, f"decoding {source.name}, {what}") as show:
-        loader.prepare(paced(show, "images"))
+    with shown_progress(console, f"decoding {source.name}, {purpose}") as show:
+        loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
-        console.print(f"left out: {image}", markup=False)
-    kept = len(source) - len(loader.bad_images)
+        console.print(name_options(f"left out: {image}", OPTIONS), markup=False)
+    count = len(source) - len(loader.bad_images)
     layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
-    told = f"{kept:,} images {what}, {format_bytes(layout.bytes)} in {layout.folder}"
-    console.print(f"{source.name}: {told}", markup=False)
+    result = f"{count:,} images {purpose}, {format_bytes(layout.bytes)} in {layout.folder}"
+    console.print(f"{source.name}: {result}", markup=False)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Lists, or builds; says in one message what the user gave that cannot be used (exit code 2)."""
+    """Lists, or builds; reports in one message what the user gave that cannot be used (exit code 2)."""
     console = open_console()
     try:
         command = tyro.cli(
@@ -118,12 +138,13 @@ def main(arguments: Sequence[str] = ()) -> int:
             prog="python -m loaders",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        if isinstance(command, Cache):
-            build_caches(command, console)
-        else:
-            list_loaders(console)
+        match command:
+            case Cache():
+                build_caches(command, console)
+            case List():
+                list_loaders(console)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_options(str(error), OPTIONS)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

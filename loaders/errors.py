@@ -1,4 +1,4 @@
-"""What goes wrong with what a user gave: the message names the thing and the remedy."""
+"""Errors in what a user gave: the message names the cause and the remedy."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: a folder, an option, a state. The message is for the user."""
+    """A folder, an option or a state that the user gave cannot be used. The message is for the user.
+
+    It names the fields of the Python API in backticks; see `name_options`.
+    """
 
 
-_FIELD = re.compile(r"`(\w+)(?:=\"?([^`\"]*)\"?)?`")
+_FIELD = re.compile(r"`(\w+)(?:=\"?([^`]*?)\"?)?`")
 
 
 def name_options(message: str, options: Mapping[str, str]) -> str:
@@ -19,6 +22,10 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
     passes what a user of it types instead: with `{"batch_size": "--batch-size", "loader": "LOADER"}`,
     `` `batch_size=8` `` becomes `--batch-size 8`, and `` `loader="dali"` `` becomes `LOADER=dali`. Other text in
     backticks stays as it is.
+
+    Args:
+        message: what an `InputError`, a note of a source or the reason of a bad image says.
+        options: field → option, which begins with `--` unless it is a variable of make.
     """
 
     def option(found: re.Match[str]) -> str:
@@ -34,7 +41,7 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong, for a message that names the file itself: of an OSError only the system's words."""
+    """The reason of an error, for a message that names the file itself: an OSError's without number and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -50,24 +57,28 @@ class BadImage:
 
 
 MOST_NAMED = 100
-"""Bad images, or classes, that one message names."""
+"""The largest number of bad images, or of classes, that one message names."""
 
 
 def listed(bad: list[BadImage]) -> str:
-    """A line for each, the last of many for the rest."""
-    more = [f"and {len(bad) - MOST_NAMED} more"] * (len(bad) > MOST_NAMED)
-    return "".join(f"\n  {line}" for line in [*bad[:MOST_NAMED], *more])
+    """A line for each of the first `MOST_NAMED` images, and one that counts the rest."""
+    lines = [str(image) for image in bad[:MOST_NAMED]]
+    if len(bad) > MOST_NAMED:
+        lines.append(f"and {len(bad) - MOST_NAMED} more")
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def named(names: Iterable[str]) -> str:
-    """The names, of many the first and how many more there are."""
+    """The first `MOST_NAMED` names, separated by commas, and how many more there are."""
     every = list(names)
-    more = [f"and {len(every) - MOST_NAMED:,} more"] * (len(every) > MOST_NAMED)
-    return ", ".join([*every[:MOST_NAMED], *more])
+    parts = every[:MOST_NAMED]
+    if len(every) > MOST_NAMED:
+        parts.append(f"and {len(every) - MOST_NAMED:,} more")
+    return ", ".join(parts)
 
 
 class BadImageError(InputError):
-    """Images that cannot be decoded, under `on_bad_image="raise"` or when they are too many to skip."""
+    """Images cannot be decoded, and `on_bad_image` is "raise" or there are too many of them to skip."""
 
     def __init__(self, bad: list[BadImage], total: int, remedy: str) -> None:
         super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed(bad)}\n{remedy}")

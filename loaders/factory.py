@@ -1,19 +1,26 @@
-"""Which loader to use: by name, or by arithmetic that is told."""
+"""Assembles loaders: the one place that decides by a source's and a device's kind."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import torch
 
 from loaders.auto import Choice, LoadEstimate, decide, describe_threads
 from loaders.backends import BACKENDS
-from loaders.backends.host import HostLoader
-from loaders.backends.resident import ResidentLoader
-from loaders.cache.pixel_cache import Preprocessing, find_cache
+from loaders.backends.executor import Backend
+from loaders.backends.resident import ResidentExecutor
+from loaders.bad_images import BadImages
+from loaders.cache.pixel_cache import Preprocessing
+from loaders.config import LoaderConfig
 from loaders.errors import InputError
-from loaders.loader import Loader, LoaderConfig
-from loaders.sources.base import ImageFiles, Source
-from loaders.system.machine import cache_folder, format_bytes, free_memory, free_on_disk, usable_cores
+from loaders.loader import Loader
+from loaders.sampling.cursor import Cursor
+from loaders.sampling.planner import Planner
+from loaders.sources.base import Source
+from loaders.system.format import format_bytes
+from loaders.system.machine import usable_cores
 
 
 def available_loaders() -> list[str]:
@@ -36,58 +43,73 @@ def choose_loader(
 
     Args:
         sources: all that will be loaded from at the same time: for training, for validation.
-        epochs: how often each image will be wanted; many times, unless given.
-        workers: threads that decode; all usable cores, unless given.
-        cache_size, scaled_decoding: of kept pixels: see `LoaderConfig`.
+        epochs: how often each image will be needed; many times if it is None.
+        workers: threads that decode; all usable cores if it is None.
+        cache_size, scaled_decoding: properties of a pixel cache; see `LoaderConfig`.
 
     Raises:
-        InputError: when there is no such loader, or it cannot be used here; the message says what would help.
+        InputError: when there is no such loader, or it cannot be used here; the message names the remedy.
     """
     if loader != "auto":
         if loader not in BACKENDS:
-            raise InputError(f"LOADER={loader}: there are auto, {', '.join(BACKENDS)}")
+            raise InputError(f"`loader={loader}`: there are auto, {', '.join(BACKENDS)}")
         if (missing := BACKENDS[loader].missing()) is not None:
-            raise InputError(f"LOADER={loader} cannot be used here: {missing}")
-        copies = f"; each of {world_size} ranks keeps {format_bytes(sum(source.pixel_bytes for source in sources))}"
-        return Choice(loader, "as asked" + (copies if loader == ResidentLoader.name and world_size > 1 else ""))
+            raise InputError(f"`loader={loader}` cannot be used here: {missing}")
+        reason = "chosen by name"
+        if loader == "resident" and world_size > 1:
+            size = format_bytes(sum(source.pixel_bytes for source in sources))
+            reason += f"; each of {world_size} ranks holds {size}"
+        return Choice(loader, reason)
     cores = workers or usable_cores()
     if device.type != "cuda":
-        return Choice(HostLoader.name, f"auto: there is no GPU to keep images on; {describe_threads(cores)}")
-    return decide(_situation(sources, Preprocessing(cache_size, scaled_decoding), device, cores, epochs, world_size))
-
-
-def _situation(
-    sources: Sequence[Source],
-    preprocessing: Preprocessing,
-    device: torch.device,
-    cores: int,
-    epochs: int | None,
-    world_size: int,
-) -> LoadEstimate:
-    files = [source for source in sources if isinstance(source.images, ImageFiles)]
-    return LoadEstimate(
-        device=str(device),
-        images=sum(map(len, sources)),
-        decoded=sum(source.pixel_bytes for source in sources),
-        kept=sum(preprocessing.cached_bytes(source.sizes) for source in sources),
-        in_memory=not files,
-        cached=bool(files) and all(find_cache(source, preprocessing) is not None for source in files),
-        free_on_device=free_memory(device),
-        free_on_disk=free_on_disk(cache_folder()),
-        free_in_memory=free_memory(torch.device("cpu")),
-        cores=cores,
-        epochs=epochs,
-        world_size=world_size,
+        return Choice("torchvision", f"auto: there is no GPU to store images on; {describe_threads(cores)}")
+    preprocessing = Preprocessing(cache_size, scaled_decoding)
+    return decide(
+        LoadEstimate.of(sources, preprocessing, device=device, cores=cores, epochs=epochs, world_size=world_size)
     )
 
 
-def build_loader(source: Source, config: LoaderConfig, *, loader: str = "auto") -> Loader:
-    """A loader of `source`, by name or the best there is for it.
+def build_loader(source: Source, config: LoaderConfig, *, loader: str | Choice = "auto") -> Loader:
+    """A loader of `source`: by name, the best there is for it, or one that `choose_loader` has chosen.
 
     Raises:
+        BadImageError: when images cannot be decoded and the configuration does not skip them.
         InputError: when there is no such loader, or it cannot serve this source as configured.
     """
-    choice = choose_loader(
+    choice = loader if isinstance(loader, Choice) else _chosen(loader, source, config)
+    backend = BACKENDS[choice.name]
+    if choice.from_cache:
+        backend = replace(backend, build=partial(ResidentExecutor, from_cache=True))
+    return assemble(source, config, backend)
+
+
+def assemble(source: Source, config: LoaderConfig, backend: Backend) -> Loader:
+    """A loader of `source` by a backend, which need not be one of `BACKENDS`. Raises as `build_loader` does."""
+    bad_images = BadImages(source, config.on_bad_image)
+    cursor = Cursor(
+        np.setdiff1d(np.arange(len(source)), np.array(list(source.bad), np.int64)),
+        batch_size=config.batch_size,
+        shuffle=config.training,
+        # The baseline's last batch is smaller instead of padded, in training too.
+        last="drop" if config.training and backend.follows_plans else "pad",
+        seed=config.seed,
+        rank=config.rank,
+        world_size=config.world_size,
+    )
+    _require_batches(source, config, cursor)
+    return Loader(
+        source,
+        config,
+        backend=backend,
+        cursor=cursor,
+        planner=Planner(config.spec, source.sizes, seed=config.seed, views=config.views),
+        bad_images=bad_images,
+        executor=backend.build(source, config),
+    )
+
+
+def _chosen(loader: str, source: Source, config: LoaderConfig) -> Choice:
+    return choose_loader(
         loader,
         [source],
         device=config.device,
@@ -96,4 +118,15 @@ def build_loader(source: Source, config: LoaderConfig, *, loader: str = "auto") 
         cache_size=config.cache_size,
         scaled_decoding=config.scaled_decoding,
     )
-    return BACKENDS[choice.name](source, replace(config, from_cache=config.from_cache or choice.from_cache))
+
+
+def _require_batches(source: Source, config: LoaderConfig, cursor: Cursor) -> None:
+    """Raises InputError where there are fewer samples than one batch takes."""
+    if not len(cursor.ids):
+        purpose = "train" if config.training else "evaluate"
+        raise InputError(f"{source.name}: no images are left to {purpose} on")
+    if not len(cursor):
+        raise InputError(
+            f"{source.name}: {len(cursor.ids)} images are fewer than one batch of "
+            f"{config.batch_size} × {config.world_size}: choose a smaller `batch_size`"
+        )

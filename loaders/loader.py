@@ -1,11 +1,10 @@
-"""What all loaders have in common: configuration, epochs, resume points, bad images."""
+"""The loader: one class, assembled from a cursor, a planner, the bad images and an executor."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -13,153 +12,110 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.errors import BadImage, BadImageError, InputError
-from loaders.ops.reference import IMAGENET_MEAN, IMAGENET_STD
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, Executor
+from loaders.bad_images import BadImages
+from loaders.config import LoaderConfig
+from loaders.errors import BadImage, InputError
 from loaders.ops.transfer import sent
-from loaders.sampling import order, plan
+from loaders.sampling.cursor import Cursor
 from loaders.sampling.order import PADDING
-from loaders.sampling.plan import Plan, PlanSpec
-from loaders.sources.base import CachedPixels, Source
+from loaders.sampling.planner import Planner
+from loaders.sources.base import Source
 from loaders.sources.index import Progress
 from loaders.system.instrument import stage
 
 NO_LABEL = -100
-"""The label of padding in an evaluation's last batch: `cross_entropy` ignores it, no prediction equals it."""
-
-MOST_BAD = 0.01
-"""Share of bad images above which even `on_bad_image="skip"` is an error: it is not an accident then."""
-
-SAMPLES_PLANNED_AT_ONCE = 4096  # a plan costs 0.2 µs a sample so, 4.5 µs in batches of 64
+"""The label of padding in an evaluation's last batch: `cross_entropy` ignores it, and no prediction equals it."""
 
 
 class Batch(NamedTuple):
     """What iterating a loader yields; `images, labels = batch` works."""
 
     images: Tensor
-    """`[B, 3, S, S]`, channels-last, normalised, of the compute dtype (or pixels as uint8), on the device."""
+    """`[B, 3, S, S]`, channels-last, normalized, of the compute dtype (or pixels as uint8), on the device."""
     labels: Tensor
     """int64 `[B]`, on the device; `NO_LABEL` where an evaluation's last batch is padded."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """What a loader is to do; the same for every backend."""
-
-    spec: PlanSpec
-    """Crop, flips, colour."""
-    training: bool
-    """Shuffled, incomplete last batch dropped; otherwise every sample exactly once, in order."""
-    batch_size: int = 64
-    """Images per batch and rank."""
-    seed: int = 0
-    """Of order and plans."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    """Of the images; uint8 leaves normalising to whoever receives the pixels."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Per channel, of pixel values scaled to 0–1."""
-    rank: int = 0
-    world_size: int = 1
-    workers: int | None = None
-    """Threads that decode and resize; all usable cores, unless given: several ranks on a machine share them."""
-    on_bad_image: Literal["raise", "skip"] = "raise"
-    views: int | None = None
-    """Plans repeat after this many epochs, while the order of the samples does not; never, unless given."""
-    scaled_decoding: bool = False
-    """Decode JPEGs at n/8 of their size where the crop keeps the pixels it needs: faster, and not quite the same."""
-    cache_size: int = 256
-    """Where pixels are kept (`streamed`): the shorter side of the kept images; smaller ones stay as they are."""
-    from_cache: bool = False
-    """`resident` takes kept pixels, too, instead of decoding images as they are."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size", "workers", "views", "cache_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} = {value}: expected 1 or more")
-        if not 0 <= self.rank < self.world_size:
-            raise InputError(f"rank = {self.rank}: expected 0 to world_size - 1 = {self.world_size - 1}")
-
-
-def require_good(sources: Sequence[Source], on_bad_image: Literal["raise", "skip"]) -> None:
-    """Raises BadImageError where bad images may not be skipped; it names those of all sources at once.
-
-    A loader does so for its own source, when the others' loaders may be hours of decoding away.
-    """
-    remedies = [_remedy(len(source.bad), len(source), on_bad_image) for source in sources]
-    refused = [source for source, remedy in zip(sources, remedies, strict=True) if remedy]
-    if remedy := next(filter(None, remedies), None):
-        bad = [source.bad_image(index, reason) for source in refused for index, reason in source.bad.items()]
-        raise BadImageError(bad, sum(map(len, refused)), remedy)
-
-
-def _remedy(bad: int, total: int, on_bad_image: Literal["raise", "skip"]) -> str | None:
-    """What to do about so many bad images; None where they may be skipped."""
-    if not bad:
-        return None
-    if on_bad_image == "raise":
-        return "Repair or remove them, or leave them out by --on-bad-image skip."
-    if bad > max(1, MOST_BAD * total):
-        return f"That is more than {MOST_BAD:.0%}, too many to skip: repair or remove them."
-    return None
-
-
-class Loader(ABC):
-    """Batches of one source on one device; iterate it once per epoch.
+class Loader:
+    """Batches of one source on one device; iterate it once per epoch. `build_loader` assembles it.
 
         for epoch in range(epochs):
             loader.set_epoch(epoch)
             for images, labels in loader:
                 ...
 
-    `state_dict()` may be taken at any batch, inside the loop too; a loader with that state loaded goes
+    `state_dict()` may be taken at any batch, also inside the loop; a loader with that state loaded goes
     on with the next batch. Leaving the loop early, an exception or Ctrl-C leaves nothing behind;
-    `close()`, or a `with` block, ends an iteration that somebody still holds.
+    `close()`, or a `with` block, ends an iteration that is still referenced elsewhere.
+
+    Batches belong to the receiver: their memory is reused only when nobody refers to it any more.
 
     Raises:
         BadImageError: when images cannot be decoded and the configuration does not skip them.
         InputError: when there are fewer samples than one batch takes.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    """What it does, in a few words."""
-    resumes_inside_epochs: ClassVar[bool] = True
-    """Whether it can go on from a state that was taken amid an epoch."""
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """What to do so that this loader can be used on this machine; None where it can."""
-        return None
-
-    def __init__(self, source: Source, config: LoaderConfig) -> None:
-        self.source = source
+    def __init__(
+        self,
+        source: Source,
+        config: LoaderConfig,
+        *,
+        backend: Backend,
+        cursor: Cursor,
+        planner: Planner,
+        bad_images: BadImages,
+        executor: Executor,
+    ) -> None:
         self.config = config
-        self._bad = dict(source.bad)
-        self.lost: set[int] = set()
-        """Samples that the current evaluation had to leave out, as they went bad after they were indexed."""
-        self.ids = self._good_ids()
-        self._epoch = 0
-        self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the order drawn last, and of which epoch
-        self._start = 0  # samples of the epoch that an earlier run has delivered, over all ranks
-        self._delivered = 0
-        # Weak, so that breaking out of a loop ends the iteration at once, as nobody else holds it then.
+        self.backend, self.cursor, self.planner, self.executor = backend, cursor, planner, executor
+        self._bad_images = bad_images
+        self._labels, self._fingerprint = source.labels, source.fingerprint
+        self._prepared = False
+        # Weak, so that breaking out of a loop ends the iteration at once: nobody else refers to it then.
         self._running: ReferenceType[Generator[Batch, None, None]] | None = None
-        if not len(self.ids):
-            raise InputError(f"{source.name}: no images are left to {'train' if config.training else 'evaluate'} on")
-        if not self._count(0):
-            raise InputError(
-                f"{source.name}: {len(self.ids)} images are fewer than one batch of "
-                f"{config.batch_size} × {config.world_size}: choose a smaller --batch-size"
-            )
+
+    def __repr__(self) -> str:
+        kind = "training" if self.config.training else "evaluation"
+        return f"Loader({self.name!r}, {self.source!r}, {kind}, {len(self)} batches of {self.config.batch_size})"
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.backend.name
+
+    @property
+    def source(self) -> Source:
+        """The source that is read: the one given or, once prepared, the same samples in a pixel cache."""
+        return self.executor.source
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """int64 `[N]`: the samples of every epoch, all but those that the index calls bad."""
+        return self.cursor.ids
+
+    @property
+    def bad_images(self) -> list[BadImage]:
+        """The images that cannot be decoded: those the index names, and those that failed since."""
+        return self._bad_images.listed()
+
+    @property
+    def skipped(self) -> set[int]:
+        """Samples that the current evaluation leaves out, because they became unreadable after they were indexed."""
+        return self._bad_images.skipped
+
+    @property
+    def resumes_inside_epochs(self) -> bool:
+        """Whether it can go on from a state that was taken inside an epoch."""
+        return self.backend.follows_plans
 
     def __len__(self) -> int:
         """Batches that iterating yields now: all of the epoch, or what is left of it after `load_state_dict`."""
-        return self._count(self._start)
+        return len(self.cursor)
 
     def remaining(self) -> int:
         """Batches of the current epoch that have not been delivered yet."""
-        return self._count(self._delivered)
+        return self.cursor.remaining
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -176,177 +132,136 @@ class Loader(ABC):
         self.close()
 
     def close(self) -> None:
-        """Ends the current iteration, if any, and frees what it holds."""
+        """Ends the current iteration, if there is one, and frees what it holds."""
         if self._running is not None and (iteration := self._running()) is not None:
             iteration.close()
         self._running = None
 
-    def prepare(self, progress: Progress | None = None) -> None:  # noqa: B027 - most have nothing to prepare
+    def prepare(self, progress: Progress | None = None) -> None:
         """Does now what the first batch would have to wait for: where images are decoded beforehand, that.
 
         Args:
             progress: called with how many images are done and how many there are.
         """
+        if not self._prepared:
+            with torch.inference_mode(False):
+                self._bad_images.never_readable = self.executor.prepare(self._bad_images.report, progress)
+            self._prepared = True
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses order and plans of the next iteration; the epoch it is in already changes nothing."""
-        if epoch != self._epoch:
-            self.close()  # its plans would change under it
-            self._epoch, self._start, self._delivered = epoch, 0, 0
+    # --- epochs and resume points ----------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
-        return self._epoch
+        return self.cursor.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses order and plans of the next iteration; naming the current epoch changes nothing."""
+        if epoch != self.cursor.epoch:
+            self.close()  # its plans would change under it
+            self.cursor.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: a small dict of plain values, counting the batches delivered."""
-        return {**self._identity(), "epoch": self._epoch, "delivered": self._delivered}
+        """The position of the loader: a small dict of plain values, counting the batches delivered."""
+        return {**self._identity(), "epoch": self.cursor.epoch, "delivered": self.cursor.delivered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`; world size, batch size, workers and backend may differ.
 
         Raises:
-            InputError: when the state is of other data, another seed or other plans, naming which.
+            InputError: when the state is of other data, another seed or other plans, naming which; or when it was
+                taken inside an epoch, and the backend cannot resume there.
         """
         mine = self._identity()
         if differing := [key for key in mine if state.get(key) != mine[key]]:
-            told = "; ".join(f"{key} was {state.get(key)}, is {mine[key]}" for key in differing)
-            raise InputError(f"this state belongs to another run: {told}")
+            differences = "; ".join(f"{key} was {state.get(key)}, is {mine[key]}" for key in differing)
+            raise InputError(f"this state belongs to another run: {differences}")
+        if not self.resumes_inside_epochs and 0 < state["delivered"] < len(self.ids):
+            raise InputError(
+                f'`loader="{self.name}"` cannot go on inside an epoch (after {state["delivered"]} of {len(self.ids)} '
+                "samples): its order is recorded nowhere. Begin anew."
+            )
         self.close()
-        self._epoch, self._start = state["epoch"], state["delivered"]
-        self._delivered = self._start
-
-    @abstractmethod
-    def _produce(self, start: int) -> Generator[Batch, None, None]:
-        """The batches of the current epoch after its first `start` samples (over all ranks)."""
-
-    def _iterate(self) -> Generator[Batch, None, None]:
-        start, self._start = self._start, 0
-        self._delivered = start
-        self.lost.clear()
-        with closing(self._produce(start)) as produced:
-            for batch in produced:
-                delivered = self._delivered + self.config.batch_size * self.config.world_size
-                # What training drops at the end counts as delivered with the last batch: the epoch is over.
-                self._delivered = delivered if delivered < len(self.ids) and self._count(delivered) else len(self.ids)
-                yield batch
-
-    def sequence(self) -> NDArray[np.int64]:
-        """The ids of the current epoch in order, over all ranks."""
-        if not self.config.training:
-            return self.ids
-        if (drawn := self._shuffled) is None or drawn[0] != self._epoch:
-            drawn = self._epoch, order.shuffled(self.ids, seed=self.config.seed, epoch=self._epoch)
-            self._shuffled = drawn
-        return drawn[1]
-
-    @stage("plan")
-    def rows(self, start: int) -> NDArray[np.int64]:
-        """This rank's batches of the current epoch from `start` on, as ids: see `order.batches`."""
-        config = self.config
-        return order.batches(
-            self.sequence(),
-            batch_size=config.batch_size,
-            last=self._last,
-            rank=config.rank,
-            world_size=config.world_size,
-            start=start,
-        )
-
-    def planned(self, start: int) -> Iterator[tuple[NDArray[np.int64], Plan]]:
-        """Each row of `rows(start)` with its plan, drawn for thousands of samples at a time. Both may be changed."""
-        ids = self.rows(start)
-        rows_at_once = max(1, SAMPLES_PLANNED_AT_ONCE // self.config.batch_size)
-        for first in range(0, len(ids), rows_at_once):
-            chunk = ids[first : first + rows_at_once].copy()
-            drawn = self.draw(chunk.ravel())
-            for place, row in enumerate(chunk):
-                at = place * self.config.batch_size
-                yield row, drawn[at : at + self.config.batch_size]
-
-    @stage("plan")
-    def draw(self, ids: NDArray[np.int64]) -> Plan:
-        """The plans of these samples in the current epoch."""
-        ids = np.maximum(ids, self.ids[0])  # padding is planned like any sample, and left black
-        sizes, epoch = self.source.sizes[ids], self._epoch % (self.config.views or self._epoch + 1)
-        drawn = plan.draw(self.config.spec, seed=self.config.seed, epoch=epoch, ids=ids, sizes=sizes)
-        if isinstance(images := self.source.images, CachedPixels):  # the same part of the picture, of fewer pixels
-            drawn = replace(drawn, box=plan.scale_boxes(drawn.box, sizes, images.sizes[ids]))
-        return drawn
-
-    @property
-    def _last(self) -> Literal["drop", "pad"]:
-        """What becomes of an incomplete last batch."""
-        return "drop" if self.config.training else "pad"
-
-    def _count(self, start: int) -> int:
-        config = self.config
-        return order.count_batches(
-            len(self.ids), batch_size=config.batch_size, last=self._last, world_size=config.world_size, start=start
-        )
+        self.cursor.seek(state["epoch"], state["delivered"])
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a state to mean the same samples and plans here."""
+        views = f", {self.config.views} views" if self.config.views else ""
         return {
-            "data": self.source.fingerprint,
+            "data": self._fingerprint,
             "samples": len(self.ids),
             "seed": self.config.seed,
             "training": self.config.training,
-            "plan": repr(self.config.spec) + (f", {self.config.views} views" if self.config.views else ""),
+            "plan": repr(self.config.spec) + views,
         }
 
-    def _good_ids(self) -> NDArray[np.int64]:
-        """All samples but those that Pillow cannot decode."""
-        self._judge_bad_images()
-        return np.setdiff1d(np.arange(len(self.source)), np.array(list(self.source.bad), np.int64))
+    # --- batches ---------------------------------------------------------------------------------
+
+    def requests(self, start: int = 0) -> Iterator[BatchRequest]:
+        """What the executor is asked for after the first `start` samples of the current epoch (over all ranks)."""
+        with stage("plan"):
+            batch_ids = self._bad_images.replace(self.cursor.batch_ids(start), self._sequence)
+            padded = batch_ids == PADDING
+            present = np.where(padded, self.ids[0], batch_ids)
+            present.flags.writeable = padded.flags.writeable = False
+            plans = self.planner.batches(present, self.epoch, self.source.images.sizes)
+        for ids, padding in zip(present, padded, strict=True):
+            with stage("plan"):
+                plan = next(plans)
+            yield BatchRequest(ids, padding, plan)
+
+    def _iterate(self) -> Generator[Batch, None, None]:
+        self.prepare()
+        self._bad_images.skipped.clear()
+        requests = self.requests(self.cursor.begin())
+        in_flight: deque[BatchRequest] = deque()
+
+        def requested() -> Iterator[BatchRequest]:
+            for request in requests:
+                in_flight.append(request)
+                yield request
+
+        with closing(self.executor.run(requested())) as batches:
+            while True:
+                # Even where the receiver iterates in inference mode: threads that share these tensors are not in it.
+                with torch.inference_mode(False):
+                    executed = next(batches, None)
+                    if executed is None:
+                        return
+                    batch = self._complete(executed, in_flight)
+                self.cursor.advance()
+                yield batch
+
+    def _complete(self, executed: ExecutedBatch, in_flight: deque[BatchRequest]) -> Batch:
+        """The batch as it is delivered, with other samples in the place of unreadable ones."""
+        if executed.labels is not None:
+            return Batch(executed.images, executed.labels)
+        request = in_flight.popleft()
+        ids = np.where(request.padded, PADDING, request.ids)
+        if executed.unreadable:
+            self._replace_unreadable(ids, executed)
+        labels = np.where(ids == PADDING, NO_LABEL, self._labels[np.maximum(ids, 0)])
+        return Batch(executed.images, sent(labels, self.config.device))
+
+    def _replace_unreadable(self, ids: NDArray[np.int64], executed: ExecutedBatch) -> None:
+        """Executes samples that replace unreadable ones, into their rows; changes `ids` accordingly.
+
+        In an evaluation nothing replaces them, so that no sample counts twice.
+        """
+        unreadable, failed = executed.unreadable, set[int]()
+        while unreadable:
+            for row, reason in unreadable.items():
+                self._bad_images.report(int(ids[row]), reason)
+                failed.add(int(ids[row]))
+            rows = np.array(list(unreadable))
+            ids[rows] = self._bad_images.replace(ids[rows], self._sequence, failed)
+            if not self.config.training:
+                return
+            plan = self.planner.draw(ids[rows], self.epoch, self.source.images.sizes)
+            again = self.executor.execute(BatchRequest(ids[rows], np.zeros(len(rows), np.bool_), plan))
+            executed.images[sent(rows, self.config.device)] = again.images
+            unreadable = {int(rows[row]): reason for row, reason in again.unreadable.items()}
 
     @property
-    def bad_images(self) -> list[BadImage]:
-        """The images that cannot be decoded: by the index, and those that failed since."""
-        return [self.source.bad_image(index, reason) for index, reason in list(self._bad.items())]
-
-    def _substitutes(self, wanted: int) -> Iterator[int]:
-        """Who may take the place of a sample that has gone bad: those that follow it in the epoch's order."""
-        sequence = self.sequence()
-        here = int(np.flatnonzero(sequence == wanted)[0])
-        for place in range(here + 1, here + len(sequence)):  # nearly always the first will do
-            yield int(sequence[place % len(sequence)])
-
-    def _replace_gone(self, gone: Collection[int], ids: NDArray[np.int64], plan: Plan | None = None) -> None:
-        """Puts others in the place of samples that have gone bad; in an evaluation none, so that none counts twice."""
-        for place in np.flatnonzero(np.isin(ids, list(gone))).tolist() if gone else ():
-            wanted = int(ids[place])
-            if not self.config.training:
-                self.lost.add(wanted)
-                ids[place] = PADDING
-                continue
-            ids[place] = next((i for i in self._substitutes(wanted) if i not in gone), PADDING)
-            if ids[place] == PADDING:
-                raise BadImageError(self.bad_images, len(self.source), "None is left to take their place.")
-            if plan is not None:
-                plan.overwrite(place, self.draw(ids[place : place + 1]))
-
-    def _blacken(self, ids: NDArray[np.int64], plan: Plan) -> None:
-        """Moves the window of what stands for no sample beyond the image, where it is black."""
-        plan.window[ids == PADDING] = -plan.read_size
-
-    def _known_labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples' labels, of the shape of `ids`; `NO_LABEL` where no sample is."""
-        return np.where(ids == PADDING, NO_LABEL, self.source.labels[self._present(ids)])
-
-    def _labels(self, ids: NDArray[np.int64]) -> Tensor:
-        """The same on the device."""
-        return sent(self._known_labels(ids), self.config.device)
-
-    def _present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same ids, with any good sample in the place of padding."""
-        return np.where(ids == PADDING, self.ids[0], ids)
-
-    def _report_bad(self, index: int, reason: str) -> None:
-        """Takes note of an image that was good when indexed; BadImageError where that ends the run."""
-        self._bad[index] = f"{reason} (it was good when indexed)"
-        self._judge_bad_images()
-
-    def _judge_bad_images(self) -> None:
-        if remedy := _remedy(len(self._bad), len(self.source), self.config.on_bad_image):
-            raise BadImageError(self.bad_images, len(self.source), remedy)
+    def _sequence(self) -> NDArray[np.int64] | None:
+        """The order in which samples replace unreadable ones; None in an evaluation, where none does."""
+        return self.cursor.sequence if self.config.training else None

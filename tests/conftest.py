@@ -24,9 +24,8 @@ if not torch.cuda.is_available():
 # torch looks for it once, at the first product by cuBLAS: when the deterministic run sets it, others have had theirs.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from loaders import Batch
-from loaders.backends import BACKENDS
-from loaders.backends.streamed import StreamedLoader
+from loaders.backends import BACKENDS, streamed
+from loaders.backends.streamed import StagedExecutor
 
 # More threads win nothing on images this small, and where other processes want the cores too, torch's threads
 # wait for each other: small operations then took up to 300 times as long.
@@ -113,7 +112,7 @@ def small_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "real_runs" not in request.fixturenames:
         for module in ("train.prepare", "train.classifier"):
             monkeypatch.setattr(f"{module}.build_model", lambda _, classes: TinyResNet(classes))
-        monkeypatch.setattr("train.folder._curves", lambda _: Figure(figsize=(1, 1)))
+        monkeypatch.setattr("train.run_folder.draw_curves", lambda _: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")
@@ -141,13 +140,8 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> object:
 
 
 def as_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `streamed` go the way it goes to a GPU: staging memory, and the whole batch resampled at once."""
-
-    def produce(loader: StreamedLoader, start: int) -> Iterator[Batch]:
-        loader.prepare()
-        yield from loader._stream(start)
-
-    monkeypatch.setattr(StreamedLoader, "_produce", produce)
+    """Has `streamed` execute plans as on a GPU: by staging buffers, with the whole batch resampled at once."""
+    monkeypatch.setattr(streamed, "executor_of_pixels", StagedExecutor)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Transfer learning: feature extraction and fine-tuning. `python -m train --help` tells how."""
+"""Transfer learning: feature extraction and fine-tuning. `python -m train --help` lists the options."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ __all__ = ["Classifier", "load_classifier"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is exported when it is first asked for, so that `python -m train` can say what is missing."""
+    """Imports an exported name on first use, so that `python -m train` parses its options without torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from train import classifier

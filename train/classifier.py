@@ -1,4 +1,4 @@
-"""A trained model put to use."""
+"""Using a trained model."""
 
 import json
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from torchvision.models import ResNet
 
 from loaders import InputError
 from loaders.sources.pillow import as_rgb, require_shape
-from train.folder import CONFIG, WEIGHTS
 from train.models import build_model
+from train.run_folder import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Call it with an image, or use its parts: the model, its preprocessing and its labels."""
+    """A trained model with its preprocessing and its labels. Call it with an image, or use its parts."""
 
     model: ResNet
     """In evaluation mode."""
@@ -30,13 +30,17 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image | Path | str) -> dict[str, float]:
-        """Label → probability, the likeliest first. ValueError where the image is far longer than wide."""
+        """The probability of each label, the most likely first.
+
+        Raises:
+            ValueError: when the image is far longer than wide.
+        """
         if not isinstance(image, Image.Image):
             with Image.open(image) as opened:
                 return self(opened)
         require_shape(image)
         device = next(self.model.parameters()).device
-        rgb = Image.fromarray(as_rgb(ImageOps.exif_transpose(image)))  # one turned already says so no more
+        rgb = Image.fromarray(as_rgb(ImageOps.exif_transpose(image)))  # does nothing to an upright image
         logits: Tensor = self.model(self.preprocess(rgb)[None].to(device))
         probabilities = logits.softmax(1)[0].tolist()
         ranked = sorted(zip(self.labels, probabilities, strict=True), key=lambda pair: -pair[1])
@@ -44,25 +48,25 @@ class Classifier:
 
 
 def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
-    """The classifier in a run's folder.
+    """The classifier that a finished run has left in its folder.
 
     Raises:
         InputError: when the folder holds no finished run.
     """
     folder = Path(folder)
     try:
-        told = json.loads((folder / CONFIG).read_text())["model"]
+        described = json.loads((folder / CONFIG).read_text())["model"]
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} holds no finished run: {CONFIG} or {WEIGHTS} is missing") from error
-    model = build_model(told["architecture"], told["num_classes"])
+    model = build_model(described["architecture"], described["num_classes"])
     model.load_state_dict(state)
     preprocess = transforms.Compose(
         [
-            transforms.Resize(told["resize"]),
-            transforms.CenterCrop(told["size"]),
+            transforms.Resize(described["resize"]),
+            transforms.CenterCrop(described["size"]),
             transforms.ToTensor(),
-            transforms.Normalize(told["mean"], told["std"]),
+            transforms.Normalize(described["mean"], described["std"]),
         ]
     )
-    return Classifier(model.eval().to(device), preprocess, tuple(told["label_names"]))
+    return Classifier(model.eval().to(device), preprocess, tuple(described["label_names"]))

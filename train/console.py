@@ -2,27 +2,35 @@
 
 from contextlib import AbstractContextManager
 
-from loaders.system.console import Show, open_console, shown_progress
+from loaders.errors import name_options
+from loaders.system.console import ProgressCallback, open_console, shown_progress
+from train.options import OPTION_NAMES
 
 
 class Reporter:
-    """Prints for one process; a quiet one prints nothing, for the others of a distributed run."""
+    """Prints for one process. A quiet one prints nothing: it serves the other processes of a distributed run.
+
+    Messages of the packages below name fields in backticks (`batch_size`); they are printed as the option or Make
+    variable that a person types.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = open_console(quiet=quiet)
 
     def say(self, text: str = "") -> None:
-        self.console.print(text, markup=False)
+        """Prints a message."""
+        self.console.print(name_options(text, OPTION_NAMES), markup=False)
 
     def facts(self, rows: dict[str, str]) -> None:
-        """Names and values, aligned."""
+        """Prints names and values, aligned."""
         widest = max(map(len, rows))
         for name, value in rows.items():
             self.say(f"{name:<{widest}}  {value}")
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        """Prints a warning."""
+        self.console.print(f"warning: {name_options(text, OPTION_NAMES)}", style="yellow", markup=False)
 
-    def progress(self, title: str) -> AbstractContextManager[Show]:
-        """Of a piece of work: see `loaders.system.console.shown_progress`."""
+    def progress(self, title: str) -> AbstractContextManager[ProgressCallback]:
+        """Shows the progress of a piece of work: see `loaders.system.console.shown_progress`."""
         return shown_progress(self.console, title)

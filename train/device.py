@@ -1,28 +1,25 @@
 """The device that a run computes on."""
 
-from typing import Literal
-
 import torch
 
 from loaders import InputError
 from loaders.system.machine import usable_cores
+from train.option_values import DeviceName
 
-DeviceName = Literal["auto", "cuda", "cpu"]
 
-
-def choose_device(asked: DeviceName, local_rank: int = 0) -> torch.device:
-    """A GPU where there is one, the process's own of several; or what was asked for.
+def choose_device(requested: DeviceName, local_rank: int = 0) -> torch.device:
+    """The requested device; for "auto" a GPU where there is one. Of several GPUs, the process's own.
 
     Raises:
-        InputError: when a GPU was asked for and there is none.
+        InputError: when a GPU was requested and there is none.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here (nvidia-smi and torch.version.cuda tell more)")
-    if asked == "cpu" or not torch.cuda.is_available():
+    if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank)
 
 
 def device_name(device: torch.device) -> str:
-    """For people: a GPU's own name, or how many cores there are."""
+    """For people: the GPU's product name, or the number of usable CPU cores."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {usable_cores()} cores"

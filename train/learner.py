@@ -1,4 +1,4 @@
-"""The step: forward, backward, update; and evaluation. Knows nothing of where batches come from."""
+"""The step (forward, backward, update) and evaluation. Nothing here knows where batches come from."""
 
 import copy
 from collections.abc import Iterable
@@ -14,18 +14,20 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.models import ResNet
 
-from loaders import NO_LABEL, Batch
+from loaders import NO_LABEL
 from loaders.system.instrument import stage
+from train.batches import FeatureBatch, TrainingBatch
 from train.models import folded_backbone, freeze_backbone, set_training_mode
+from train.option_values import Mode
 from train.precision import Precision
-from train.recipes import Mode, Recipe
-from train.world import ProcessGroup
+from train.process_group import ProcessGroup
+from train.recipes import Recipe
 
 _WARM_UP = 0.1  # share of the steps in which the one-cycle learning rate rises
 
 
 class MetricAccumulator:
-    """Loss and correct predictions over many batches; exact counts, kept on the device until asked for."""
+    """Loss and correct predictions summed over many batches, on the device. Counts are exact."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -36,20 +38,20 @@ class MetricAccumulator:
         self._loss_sum += loss_sum
         self._counts += torch.stack([(logits.argmax(1) == labels).sum(), (labels != NO_LABEL).sum()])
 
-    def result(self, world: ProcessGroup) -> "Metrics":
-        """Over all processes. Waits for the device."""
-        correct, seen = world.sum(self._counts.clone()).tolist()
-        return Metrics(world.sum(self._loss_sum.clone()).item(), correct, seen)
+    def result(self, process_group: ProcessGroup) -> "Metrics":
+        """The metrics over all processes. Waits for the device."""
+        correct, seen = process_group.sum(self._counts.clone()).tolist()
+        return Metrics(process_group.sum(self._loss_sum.clone()).item(), correct, seen)
 
-    def add_score(self, score: "Metrics") -> None:
-        """Adds what an earlier tally came to."""
-        self._loss_sum += score.loss_sum
-        self._counts += torch.tensor([score.correct, score.seen], device=self._counts.device)
+    def add_metrics(self, metrics: "Metrics") -> None:
+        """Adds the result of an earlier accumulator."""
+        self._loss_sum += metrics.loss_sum
+        self._counts += torch.tensor([metrics.correct, metrics.seen], device=self._counts.device)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a tally comes to."""
+    """The result of a `MetricAccumulator`."""
 
     loss_sum: float
     correct: int
@@ -69,12 +71,12 @@ class Metrics:
 class Average:
     """An exponential moving average of a model's weights and BatchNorm statistics.
 
-    The arithmetic is torch's (`get_ema_multi_avg_fn`). Its `AveragedModel` around it is not used, as that
-    sends a counter to the device twice a step, for which the host waits.
+    The arithmetic is torch's (`get_ema_multi_avg_fn`). torch's `AveragedModel` is not used: it sends a counter to the
+    device twice a step, for which the host waits.
     """
 
     def __init__(self, model: ResNet, horizon: float) -> None:
-        """`horizon`: over how many steps the average reaches, about; the first update is a copy."""
+        """`horizon`: about how many steps the average reaches back. The first update is a copy."""
         self.module = copy.deepcopy(model)
         self._blend = get_ema_multi_avg_fn(1 - 1 / max(1.0, horizon))
         self._begun = False
@@ -84,7 +86,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the model's present state into the average."""
+        """Adds the model's present state to the average."""
         if self._begun:
             self._blend(self._averages, self._currents, None)
         else:
@@ -100,7 +102,7 @@ class Average:
 
 
 class Learner:
-    """A model, what updates it, and the running average of its weights where the recipe has one."""
+    """A model, its optimizer and schedule, and the average of its weights where the recipe has one."""
 
     def __init__(
         self,
@@ -111,13 +113,22 @@ class Learner:
         steps: int,
         device: torch.device,
         precision: Precision,
-        world: ProcessGroup,
+        process_group: ProcessGroup,
         compiled: bool = False,
     ) -> None:
-        """Moves `model` to the device. `steps`: how many the whole run has; the schedule spans them."""
-        self.device, self.precision, self.world = device, precision, world
+        """Moves `model` to the device.
+
+        Args:
+            steps: updates of the whole run, over which the learning rate's schedule extends.
+            compiled: whether to compile the networks.
+        """
+        self.device = device
+        self.precision = precision
+        self.process_group = process_group
         self.steps = steps
-        self._recipe, self._head_only = recipe, mode == "feature"
+        self.compiled = compiled
+        self._recipe = recipe
+        self._head_only = mode == "feature"
         if self._head_only:
             freeze_backbone(model)
         self.model: ResNet = model.to(device, memory_format=torch.channels_last)
@@ -129,31 +140,29 @@ class Learner:
         self._backbone = None
         if self._head_only and not recipe.norm_in_train_mode:
             self._backbone = folded_backbone(self.model)
-        if compiled:  # in place, so that the names in the state dict stay as they are
-            networks = [self._backbone] if self._backbone is not None else [self.model, self.evaluated]
-            for network in {id(n): n for n in networks}.values():
-                network.compile()
+        if compiled:
+            self._compile()
         self._trained: nn.Module = self.model if self._backbone is None else self.model.fc
-        if world.size > 1:
-            on = [device] if device.type == "cuda" else None
-            self._trained = DistributedDataParallel(self._trained, device_ids=on, gradient_as_bucket_view=True)
+        if process_group.size > 1:
+            device_ids = [device] if device.type == "cuda" else None
+            self._trained = DistributedDataParallel(self._trained, device_ids=device_ids, gradient_as_bucket_view=True)
 
     @property
     def evaluated(self) -> ResNet:
-        """The model that counts: the averaged one where there is one."""
+        """The model that is validated and exported: the averaged one where there is one."""
         return self.model if self._average is None else self._average.module
 
     def start_epoch(self) -> None:
-        """Puts every layer into the mode it is trained in; evaluation leaves them otherwise."""
+        """Puts every layer into the mode it is trained in, which evaluation has changed."""
         set_training_mode(self.model, head_only=self._head_only, norm_in_train_mode=self._recipe.norm_in_train_mode)
 
-    def step(self, batch: Batch, tally: MetricAccumulator) -> None:
-        """One update. Nothing here waits for the device.
+    def step(self, batch: TrainingBatch, metrics: MetricAccumulator) -> None:
+        """Updates the model once and adds the batch to `metrics`. Nothing here waits for the device.
 
-        Where the backbone stays as it is, `batch.images` may be the features `[B, F]` that `extract` made of them.
+        A `FeatureBatch` needs a frozen backbone: its features are what `extract` has computed.
         """
         with stage("forward"):
-            logits = self._logits(self._trained, batch.images)
+            logits = self._logits(self._trained, batch)
             loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         with stage("backward"):
@@ -165,45 +174,60 @@ class Learner:
             if self._average is not None:
                 self._average.update()
         logits = logits.detach()
-        tally.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
+        metrics.add(functional.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Features `[B, F]` of images, of the compute dtype: what the head is given; for a frozen backbone."""
+        """Features `[B, F]` of images, in the compute dtype, by the frozen backbone: the input of the head."""
         assert self._backbone is not None
         with self._autocast():
             features: Tensor = self._backbone(images)
         return features
 
-    # Not in inference mode, whose tensors would have the backbone compiled once more.
+    # Not in inference mode: for its tensors the backbone would be compiled once more.
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
-        """Exact counts over `batches`, over all processes."""
-        network = self.evaluated.eval()
-        # BatchNorm's statistics are each process's own; all are to judge the model that the main one saves.
-        self.world.broadcast(list(network.buffers()))
-        tally = MetricAccumulator(self.device)
-        for images, labels in batches:
-            logits = self._logits(network if self._backbone is None else network.fc, images)
-            tally.add(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"), logits, labels)
-        return tally.result(self.world)
+    def evaluate(self, batches: Iterable[TrainingBatch]) -> Metrics:
+        """Loss and accuracy over `batches` of all processes; padding is not counted."""
+        model = self.evaluated.eval()
+        # BatchNorm's statistics differ between processes; all evaluate the model that the main process saves.
+        self.process_group.broadcast(list(model.buffers()))
+        network = model if self._backbone is None else model.fc
+        metrics = MetricAccumulator(self.device)
+        for batch in batches:
+            logits = self._logits(network, batch)
+            loss_sum = functional.cross_entropy(logits, batch.labels, ignore_index=NO_LABEL, reduction="sum")
+            metrics.add(loss_sum, logits, batch.labels)
+        return metrics.result(self.process_group)
 
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Of the whole model, or, where the backbone is apart, of the head alone."""
-        if images.ndim == 4:
-            # Of `baseline` they come otherwise, for which a compiled network would be compiled anew.
-            images = images.contiguous(memory_format=torch.channels_last)
-            if self._backbone is not None:
-                images = self.extract(images)
+    def _logits(self, network: nn.Module, batch: TrainingBatch) -> Tensor:
+        """Logits `[B, C]`, float32. `network` is the whole model, or the head where there is a frozen backbone."""
+        inputs = self._inputs(batch)
         with self._autocast():
-            logits: Tensor = network(images)
+            logits: Tensor = network(inputs)
         return logits.float()
+
+    def _inputs(self, batch: TrainingBatch) -> Tensor:
+        """What is trained on: images, or their features where there is a frozen backbone."""
+        if isinstance(batch, FeatureBatch):
+            return batch.features
+        # `baseline` delivers another memory format, for which a compiled network would be compiled once more.
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return images if self._backbone is None else self.extract(images)
+
+    def _compile(self) -> None:
+        """Compiles in place, so that the names in the state dict stay as they are."""
+        if self._backbone is not None:
+            self._backbone.compile()
+            return
+        self.model.compile()
+        if self.evaluated is not self.model:
+            self.evaluated.compile()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.lowered)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, in plain containers and tensors."""
+        """Everything that the next step depends on, in plain containers and tensors."""
         return {
             "model": self.model.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
@@ -234,17 +258,20 @@ def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> Optimizer:
         nesterov=recipe.nesterov,
         fused=True,
     )
-    # Left to itself, fused SGD (torch 2.11 to 2.15) makes its buffers on the first step without clearing them,
-    # and where a scaled loss overflows then, skips filling them too: garbage, later NaN.
+    # Fused SGD (torch 2.11 to 2.15) allocates its buffers on the first step without clearing them. Where a scaled loss
+    # overflows in that step, it does not fill them either: they hold garbage, and later NaN.
     for parameter in trained:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def _scheduler(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
-    """Per step. One cycle (Smith and Topin, arXiv 1708.07120) as torch has it: up, then down along a cosine."""
+    """A schedule that advances with every step.
+
+    One cycle (Smith and Topin, arXiv 1708.07120) is torch's: the rate rises, then falls along a cosine.
+    """
     if recipe.schedule == "constant":
         return LambdaLR(optimizer, lambda _: 1.0)
-    # A tenth of a short run is no whole step: the second is then the highest, and the run still ends low.
+    # A tenth of a short run is less than a step: then the rate is highest in the second, and the run still ends low.
     rise = min(1.0, max(_WARM_UP, 2 / (steps + 1)))
     return OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=rise, cycle_momentum=False)

@@ -1,11 +1,11 @@
-"""Models: torchvision's ResNets, their weights, and what of them is trained."""
+"""Models: torchvision's ResNets, their weights, and which of their parameters are trained."""
 
 import copy
 import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,15 +16,11 @@ from torchvision import models
 from torchvision.models import ResNet
 
 from loaders import InputError
-
-Architecture = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
-    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
-]  # fmt: skip
+from train.option_values import Architecture
 
 _HEAD = "fc."
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)*")  # before names: DistributedDataParallel's, torch.compile's
-_SECONDS_FOR_AN_ANSWER = 20.0  # of the server with the weights; without a limit a closed network takes minutes
+_DOWNLOAD_TIMEOUT = 20.0  # seconds; without a limit a closed network takes minutes to fail
 
 
 def build_model(architecture: Architecture, classes: int) -> ResNet:
@@ -40,16 +36,20 @@ def freeze_backbone(model: ResNet) -> None:
 
 
 def set_training_mode(model: ResNet, *, head_only: bool, norm_in_train_mode: bool) -> None:
-    """Train mode; with a frozen backbone only where its BatchNorm is to use each batch's statistics."""
+    """Puts the model into train mode.
+
+    A frozen backbone (`head_only`) is put into it only where its BatchNorm uses each batch's statistics.
+    """
     model.train(not head_only or norm_in_train_mode)
     model.fc.train()
 
 
 def folded_backbone(model: ResNet) -> ResNet:
-    """A copy of a frozen model that returns features `[B, F]` instead of logits, each BatchNorm folded into the
-    convolution before it: a third less to read and write where nothing is to be learnt.
+    """A copy of a frozen model that returns features `[B, F]` instead of logits.
 
-    Equal up to rounding in evaluation mode, in which it is; its names are not the model's, so it is not to be saved.
+    Each BatchNorm is folded into the convolution before it, which leaves a third less to read and write. The copy is
+    in evaluation mode, and equals the model in that mode up to rounding. The names of its parameters differ from the
+    model's, so its state must not be saved.
     """
     backbone = copy.deepcopy(model).eval().requires_grad_(False)
     backbone.fc = nn.Identity()
@@ -72,11 +72,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 class WeightsUnavailableError(InputError):
-    """ImageNet weights are neither cached nor to be downloaded."""
+    """The ImageNet weights are neither cached, nor can they be downloaded."""
 
 
 def load_weights(model: ResNet, weights: str, architecture: Architecture) -> str:
-    """Loads weights into `model`, in place, and says which in a few words.
+    """Loads weights into `model`, in place, and returns their name for people.
 
     Args:
         weights: "imagenet" (torchvision's, from its cache or downloaded), "none", or a file with a
@@ -103,12 +103,12 @@ def imagenet_file(architecture: Architecture) -> Path:
 
 
 def _imagenet(architecture: Architecture) -> Mapping[str, Tensor]:
-    """From torchvision's cache, or downloaded to it."""
+    """The ImageNet state dict, from torchvision's cache or downloaded to it."""
     weights, file = models.get_model_weights(architecture).DEFAULT, imagenet_file(architecture)
     if file.exists():
         return read_state(file)
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS_FOR_AN_ANSWER)
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
@@ -123,7 +123,11 @@ def _imagenet(architecture: Architecture) -> Mapping[str, Tensor]:
 
 
 def read_state(file: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file; where it lies under "model" or "state_dict" beside other things, only that."""
+    """The state dict in a file. It may also lie under "model" or "state_dict", beside other things.
+
+    Raises:
+        InputError: when the file is missing, damaged, or holds no state dict.
+    """
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
@@ -136,7 +140,7 @@ def read_state(file: Path) -> Mapping[str, Tensor]:
         refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         found = f"holds objects besides tensors ({refused[1]})" if refused else "is no file of weights"
         raise InputError(
-            f"WEIGHTS: {file} {found}: wanted is what torch.save(model.state_dict(), ...) writes"
+            f"WEIGHTS: {file} {found}: expected is what torch.save(model.state_dict(), ...) writes"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -149,7 +153,11 @@ def read_state(file: Path) -> Mapping[str, Tensor]:
 
 
 def fit_state(model: ResNet, state: Mapping[str, Tensor], origin: str) -> None:
-    """Loads `state` into `model`; a head of another size is left out, all else must fit."""
+    """Loads `state` into `model`. A head of another size is left out.
+
+    Raises:
+        InputError: when another tensor is missing, unknown or of another shape; the message names it.
+    """
     own: dict[str, Any] = model.state_dict()
     new = dict(state)
     if any(name in new and new[name].shape != own[name].shape for name in own if name.startswith(_HEAD)):
@@ -160,7 +168,7 @@ def fit_state(model: ResNet, state: Mapping[str, Tensor], origin: str) -> None:
         "of another shape": [n for n in new if n in own and new[n].shape != own[n].shape],
     }
     if found := "; ".join(f"{what}: {_some(names)}" for what, names in complaints.items() if names):
-        raise InputError(f"WEIGHTS: {origin} does not fit a {type(model).__name__} as asked for (--model): {found}")
+        raise InputError(f"WEIGHTS: {origin} does not fit the {type(model).__name__} that --model names: {found}")
     model.load_state_dict(new, strict=False)
 
 

@@ -1,6 +1,6 @@
-"""The options of `python -m train`."""
+"""The options of `python -m train`. Nothing here imports torch: a mistake is reported before that is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,10 +8,7 @@ import tyro
 
 from loaders import InputError
 from loaders.sources import MAX_PIXELS
-from train.device import DeviceName
-from train.models import Architecture
-from train.precision import PrecisionName
-from train.recipes import Mode, RecipeName
+from train.option_values import Architecture, DeviceName, Mode, PrecisionName, RecipeName
 
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
@@ -73,7 +70,7 @@ class Options:
     scaled_decoding: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves the crop its pixels: faster, a little blurred."""
     cache_size: int = 256
-    """Where pixels are kept (streamed): their shorter side; smaller images stay as they are."""
+    """Shorter side of the cached pixels (streamed); smaller images stay as they are."""
     out: OptionalPath = None
     """The run's folder; runs/MODE-DATA-TIME, unless given."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -93,15 +90,25 @@ class Options:
 
     def _check_views(self) -> None:
         if self.mode != "feature":
-            raise InputError("--views: features can be kept only where the backbone stays as it is: MODE=feature")
+            raise InputError("--views: features can be cached only where the backbone stays as it is: MODE=feature")
         if self.recipe == "classic":
             raise InputError("--views: BatchNorm follows each batch in --recipe classic, so that no features stay true")
         if self.loader == "baseline":
             raise InputError("--views: LOADER=baseline draws anew each time, so that no views come again")
 
 
+_MAKE_VARIABLES = ("mode", "data", "root", "loader", "weights", "out")
+"""The options that the Makefile has a variable for."""
+
+OPTION_NAMES = {
+    field.name: field.name.upper() if field.name in _MAKE_VARIABLES else f"--{field.name.replace('_', '-')}"
+    for field in fields(Options)
+} | {"world_size": "NGPU"}
+"""For `loaders.errors.name_options`: what the user types for the fields that messages of the packages below name."""
+
+
 def require_positive(options: object, *names: str) -> None:
-    """Raises InputError where an option that is given is not more than 0."""
+    """Raises InputError where one of the named options is given and is not more than 0."""
     for name in names:
         if (value := getattr(options, name)) is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected more than 0")
@@ -114,5 +121,5 @@ def require_size(size: int) -> None:
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
-    """Options from the command line; a mistake there ends the program with a message and code 2."""
+    """The options on the command line. A mistake there ends the program with a message and code 2."""
     return tyro.cli(Options, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))

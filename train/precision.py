@@ -1,16 +1,16 @@
-"""Which arithmetic a run uses."""
+"""The precision in which a run computes."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+from train.option_values import PrecisionName
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of images and of what autocast lowers; fp16 needs a scaled loss."""
+    """The dtype of the images and of the operations that autocast lowers. fp16 needs a scaled loss."""
 
     name: Literal["bf16", "fp16", "fp32"]
 
@@ -27,15 +27,20 @@ class Precision:
         return self.name == "fp16"
 
     def __str__(self) -> str:
-        return f"{self.name} autocast" + (" with a scaled loss" if self.scales_loss else "") if self.lowered else "fp32"
+        if not self.lowered:
+            return "fp32"
+        return f"{self.name} autocast with a scaled loss" if self.scales_loss else f"{self.name} autocast"
 
 
-def choose_precision(asked: PrecisionName, device: torch.device) -> Precision:
-    """bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a CPU; or what was asked for."""
-    if asked != "auto":
-        return Precision(asked)
+def choose_precision(requested: PrecisionName, device: torch.device) -> Precision:
+    """The requested precision.
+
+    "auto" is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a CPU.
+    """
+    if requested != "auto":
+        return Precision(requested)
     if device.type == "cuda":
         return Precision("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
     # Emulated bf16 is slower than fp32; on a processor that has it, a ResNet18 step is twice as fast as in fp32.
-    abilities = torch.cpu.get_capabilities()
-    return Precision("bf16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "fp32")
+    capabilities = torch.cpu.get_capabilities()
+    return Precision("bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32")

@@ -1,4 +1,4 @@
-"""From options to everything a run needs."""
+"""From options to everything that a run consists of."""
 
 import os
 from dataclasses import replace
@@ -11,181 +11,212 @@ from PIL import Image
 from torchvision.models import ResNet
 
 from loaders import Choice, InputError, Loader, LoaderConfig, Source, build_loader, choose_loader, open_data
-from loaders.backends.resident import ResidentLoader
-from loaders.errors import listed
-from loaders.loader import require_good
-from loaders.system.console import paced
+from loaders.bad_images import require_good
+from loaders.system.console import with_rate
 from loaders.system.machine import cache_folder, can_compile, usable_cores
+from train.batches import BatchLoader
+from train.checkpoints import Checkpoints, run_identity
 from train.console import Reporter
-from train.device import choose_device, device_name
-from train.folder import RunFolder, check_out
-from train.learner import Learner
-from train.models import WeightsUnavailableError, build_model, count_parameters, load_weights
+from train.device import choose_device
+from train.environment import describe_environment
+from train.features import FeatureLoader, count_training_batches, require_feature_memory
+from train.learner import Learner, MetricAccumulator
+from train.models import WeightsUnavailableError, build_model, load_weights
 from train.options import Options
 from train.precision import choose_precision
+from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
+from train.run_folder import CONFIG, RunFolder, require_usable_out
+from train.run_state import RunState
 from train.session import Session
 from train.stopping import StopRequest
-from train.views import FeatureViews, count_steps, require_memory
-from train.world import ProcessGroup
+from train.summary import print_session, run_config
 
 
-def prepare(options: Options, world: ProcessGroup, reporter: Reporter, stop: StopRequest) -> Session:
-    """Opens the data, builds model and loaders, says what they are, and makes the run's folder.
+def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, stop: StopRequest) -> Session:
+    """Opens the data, builds model and loaders, prints what they are, and creates or resumes the run's folder.
 
     Raises:
-        InputError: when something the user gave cannot be used; no folder has been made then.
+        InputError: when something the user gave cannot be used. No folder has been created then.
     """
-    device = choose_device(options.device, world.local_rank)
-    if out := options.out and options.out.expanduser():
-        check_out(out, resume=options.resume)  # before minutes go into preparing
+    device = choose_device(options.device, process_group.local_rank)
+    if options.out:  # checked before minutes go into preparing
+        require_usable_out(options.out.expanduser(), resume=options.resume)
     _make_repeatable(options)
-    train, val = _open(options, world, reporter)
-    with world.main_first():
-        model, weights = _model(options, train, reporter)
+    train, val = _open_sources(options, process_group, reporter)
+    with process_group.main_first():
+        model, weights = _build_model(options, train, reporter)
     precision = choose_precision(options.precision, device)
-    recipe = _recipe(options, train, device, pretrained=weights != "random", world=world)
-    _require_values_to_normalise(options, recipe)
-    train_loader, val_loader, choice = _loaders(options, train, val, recipe, device, precision.dtype, world)
-    compiled = _compiled(options, device, reporter)
-    if compiled:  # kept between runs; by default it lies in /tmp, which containers begin anew
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    recipe = _choose_recipe(options, train, device, pretrained=weights != "random", process_group=process_group)
+    _require_values_to_normalize(options, recipe)
+    config = _loader_config(options, recipe, device, precision.dtype, process_group)
+    choice = _choose_loader(options, [train, val], recipe, config)
+    image_loader, val_images = _image_loaders(train, val, config, recipe, choice)
     learner = Learner(
         model,
         mode=options.mode,
         recipe=recipe,
-        steps=recipe.epochs * (count_steps(train_loader) if options.views else len(train_loader)),
+        steps=recipe.epochs * (count_training_batches(image_loader) if options.views else len(image_loader)),
         device=device,
         precision=precision,
-        world=world,
-        compiled=compiled,
+        process_group=process_group,
+        compiled=_should_compile(options, device, reporter),
     )
-    if options.views:
-        taken = train.pixel_bytes + val.pixel_bytes if choice.name == ResidentLoader.name else 0
-        require_memory([train, val], options.views, learner, taken=taken)
-        train_loader = FeatureViews(train_loader, replace(train_loader.config, training=True), learner)
-        val_loader = FeatureViews(val_loader, replace(val_loader.config, views=1), learner)
-    out = out or Path("runs") / f"{options.mode}-{train.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = RunFolder(out, resume=options.resume) if world.is_main or options.resume else None
-    session = Session(options, recipe, learner, train_loader, val_loader, folder, reporter, stop, world)
-    _tell(session, choice, weights=weights, compiled=compiled, out=out)
-    for loader in (train_loader, val_loader):
-        with reporter.progress(f"decoding {loader.source.name}") as show:
-            loader.prepare(paced(show, "images"))
-    session.open_folder()
+    train_loader, val_loader = _feature_loaders(options, choice, image_loader, val_images, learner)
+    out = _out_path(options, train.name)
+    state = RunState(MetricAccumulator(device))
+    checkpoints = Checkpoints(
+        RunFolder(out, resume=options.resume) if process_group.is_main else None,
+        learner=learner,
+        train_loader=train_loader,
+        state=state,
+        identity=run_identity(options, recipe, learner, train_loader, val_loader),
+    )
+    session = Session(
+        options=options,
+        recipe=recipe,
+        learner=learner,
+        image_loader=image_loader,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        process_group=process_group,
+        reporter=reporter,
+        stop=stop,
+        state=state,
+        checkpoints=checkpoints,
+    )
+    print_session(session, choice, weights=weights, out=out)
+    _prepare_loaders(session)
+    _begin_or_resume(session, out)
     return session
 
 
-def _open(options: Options, world: ProcessGroup, reporter: Reporter) -> tuple[Source, Source]:
-    """The images to train on and to validate, as many of them as are wanted, none bad that may not be skipped."""
+def _open_sources(options: Options, process_group: ProcessGroup, reporter: Reporter) -> tuple[Source, Source]:
+    """The images to train on and to validate, as many as the options allow.
+
+    Raises:
+        BadImageError: when images cannot be decoded and may not be skipped.
+    """
     if options.max_pixels > (Image.MAX_IMAGE_PIXELS or options.max_pixels):
-        Image.MAX_IMAGE_PIXELS = options.max_pixels  # or Pillow would refuse what is allowed here
-    with world.main_first(), reporter.progress(f"preparing {options.data}") as show:
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow would refuse larger images that are allowed here
+    with process_group.main_first(), reporter.progress(f"preparing {options.data}") as show:
         train, val = open_data(
             options.data, root=options.root.expanduser(), max_pixels=options.max_pixels, progress=show
         )
-    train, val = train.take(options.train_limit or len(train)), val.take(options.val_limit or len(val))
+    train = train.take(options.train_limit or len(train))
+    val = val.take(options.val_limit or len(val))
     require_good([train, val], options.on_bad_image)
     return train, val
 
 
-def _loaders(
-    options: Options,
-    train: Source,
-    val: Source,
-    recipe: Recipe,
-    device: torch.device,
-    dtype: torch.dtype,
-    world: ProcessGroup,
-) -> tuple[Loader, Loader, Choice]:
-    """Of images to train on, of images to validate, and why they are these.
+def _loader_config(
+    options: Options, recipe: Recipe, device: torch.device, dtype: torch.dtype, process_group: ProcessGroup
+) -> LoaderConfig:
+    """How the images to train on are loaded.
 
-    Where features are kept, they are computed of each image once, whatever the order they are wanted in: both go
-    through theirs as an evaluation does.
+    Where features are cached, they are computed once for each image, whatever their order in training: the images
+    are then loaded as in an evaluation.
     """
-    workers = options.workers or max(1, usable_cores() // world.local_size)
-    choice = choose_loader(
-        options.loader,
-        [train, val],
-        device=device,
-        epochs=recipe.epochs,
-        workers=workers,
-        world_size=world.size,
-        cache_size=options.cache_size,
-        scaled_decoding=options.scaled_decoding,
-    )
-    config = LoaderConfig(
+    return LoaderConfig(
         spec=recipe.train_spec,
         training=not options.views,
         batch_size=recipe.batch_size,
         seed=options.seed,
         device=device,
         dtype=dtype,
-        rank=world.rank,
-        world_size=world.size,
-        workers=workers,
+        rank=process_group.rank,
+        world_size=process_group.size,
+        workers=options.workers or max(1, usable_cores() // process_group.local_size),
         on_bad_image=options.on_bad_image,
         scaled_decoding=options.scaled_decoding,
         cache_size=options.cache_size,
-        from_cache=choice.from_cache,
         views=options.views,
     )
-    judging = replace(config, spec=recipe.eval_spec, training=False, views=None)
-    return build_loader(train, config, loader=choice.name), build_loader(val, judging, loader=choice.name), choice
 
 
-def _tell(session: Session, choice: Choice, *, weights: str, compiled: bool, out: Path) -> None:
-    """Data, model, loader and why, precision, device."""
-    options, recipe, world, learner = session.options, session.recipe, session.world, session.learner
-    train, val = session.train_loader, session.val_loader
-    total, trainable = count_parameters(learner.model)
-    device = device_name(learner.device) + (f" × {world.size}" if world.size > 1 else "")
-    session.reporter.facts(
-        {
-            "mode": f"{options.mode}, recipe {options.recipe}: {_told(recipe)}",
-            "data": f"{train.source.name}, {len(train.ids):,} images to train on, {len(val.ids):,} to validate, "
-            f"{len(train.source.classes)} classes, at {recipe.size} px{_told_views(options)}",
-            "model": f"{options.model}, {weights} weights, {total:,} parameters, {trainable:,} trained",
-            "loader": f"{choice.name} ({choice.reason})",
-            "device": f"{device}, {learner.precision}{', compiled' if compiled else ''}",
-            "out": str(out),
-        }
+def _choose_loader(options: Options, sources: list[Source], recipe: Recipe, config: LoaderConfig) -> Choice:
+    """The loader for all sources together, and the reason for it."""
+    return choose_loader(
+        options.loader,
+        sources,
+        device=config.device,
+        epochs=recipe.epochs,
+        workers=config.workers,
+        world_size=config.world_size,
+        cache_size=config.cache_size,
+        scaled_decoding=config.scaled_decoding,
     )
-    for note in dict.fromkeys([*train.source.notes, *val.source.notes]):
-        session.reporter.say(note)
-    if choice.name == "streamed" and recipe.size > options.cache_size:
-        session.reporter.warn(
-            f"pixels are kept at {options.cache_size} px for images of {recipe.size} px: --cache-size "
-            f"{round(recipe.size * 256 / 224)} keeps them sharp"
-        )
-    if bad := [*train.bad_images, *val.bad_images]:
-        session.reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}):{listed(bad)}")
-    if options.mode == "feature" and weights == "random":
-        session.reporter.warn("the features of a random backbone tell little: MODE=finetune trains that too")
 
 
-def _compiled(options: Options, device: torch.device, reporter: Reporter) -> bool:
-    """Whether to compile: when asked to, or on a GPU where what that needs is there."""
-    if options.compile != "auto" or device.type != "cuda":
-        return options.compile == "on"
-    if can_compile():
-        return True
-    reporter.warn("the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)")
-    return False
+def _image_loaders(
+    train: Source, val: Source, config: LoaderConfig, recipe: Recipe, choice: Choice
+) -> tuple[Loader, Loader]:
+    """The chosen loader for the images to train on, and for those to validate. No other place in train/ builds one."""
+    val_config = replace(config, spec=recipe.eval_spec, training=False, views=None)
+    return build_loader(train, config, loader=choice), build_loader(val, val_config, loader=choice)
+
+
+def _feature_loaders(
+    options: Options, choice: Choice, image_loader: Loader, val_images: Loader, learner: Learner
+) -> tuple[BatchLoader, BatchLoader]:
+    """What is trained on and validated: features of the images where the options have views, else the images.
+
+    Raises:
+        InputError: when the device has too little memory for the features.
+    """
+    if options.views is None:
+        return image_loader, val_images
+    train, val = image_loader.source, val_images.source
+    reserved = train.pixel_bytes + val.pixel_bytes if choice.name == "resident" else 0
+    require_feature_memory([train, val], options.views, learner, reserved=reserved)
+    return (
+        FeatureLoader(image_loader, replace(image_loader.config, training=True), learner),
+        FeatureLoader(val_images, replace(val_images.config, views=1), learner),
+    )
+
+
+def _out_path(options: Options, data: str) -> Path:
+    """The path of the run's folder: as given, or named after mode, data and time."""
+    out = options.out or Path("runs") / f"{options.mode}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+    return out.expanduser()
+
+
+def _prepare_loaders(session: Session) -> None:
+    """Decodes beforehand what the loaders decode beforehand, and shows the progress."""
+    for loader in (session.train_loader, session.val_loader):
+        with session.reporter.progress(f"decoding {loader.source.name}") as show:
+            loader.prepare(with_rate(show, "images"))
+
+
+def _should_compile(options: Options, device: torch.device, reporter: Reporter) -> bool:
+    """Whether to compile the model: as requested, or on a GPU where a compiler is installed."""
+    if options.compile == "auto":
+        compiled = device.type == "cuda" and can_compile()
+        if device.type == "cuda" and not compiled:
+            reporter.warn(
+                "the model is not compiled, and slower: that needs a C compiler and Python.h (gcc, python3-dev)"
+            )
+    else:
+        compiled = options.compile == "on"
+    if compiled:  # cached between runs; torch's own place is below /tmp, which is empty in a new container
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    return compiled
 
 
 def _make_repeatable(options: Options) -> None:
+    """Seeds torch, and chooses between deterministic and fast GPU kernels."""
     torch.manual_seed(options.seed)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
-        if torch.cuda.is_available():  # TF32 in matrix products too, as torch has it in convolutions
+        if torch.cuda.is_available():  # TF32 in matrix products, too; in convolutions it is torch's default
             torch.set_float32_matmul_precision("high")
 
 
-def _model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet, str]:
+def _build_model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet, str]:
+    """The model, and the name of the weights that it starts from."""
     model = build_model(options.model, len(train.classes))
     try:
         return model, load_weights(model, options.weights, options.model)
@@ -196,34 +227,41 @@ def _model(options: Options, train: Source, reporter: Reporter) -> tuple[ResNet,
         return model, "random"
 
 
-def _recipe(options: Options, train: Source, device: torch.device, *, pretrained: bool, world: ProcessGroup) -> Recipe:
+def _choose_recipe(
+    options: Options, train: Source, device: torch.device, *, pretrained: bool, process_group: ProcessGroup
+) -> Recipe:
+    """The recipe for this data, with the values that the options replace."""
     small = options.data == "sample" and device.type == "cpu"
     setting = Setting(
         mode=options.mode,
         images=len(train),
         size=options.size or (64 if small else 224),
         pretrained=pretrained,
-        world_size=world.size,
+        world_size=process_group.size,
         batch_size=options.batch_size,
     )
     recipe = RECIPES[options.recipe](setting)
-    chosen: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
-    return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
+    given: dict[str, Any] = {"epochs": options.epochs, "learning_rate": options.lr}
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
-def _require_values_to_normalise(options: Options, recipe: Recipe) -> None:
-    """Raises InputError where BatchNorm would have a single value of each channel: of 32 px, one is left at the end."""
+def _require_values_to_normalize(options: Options, recipe: Recipe) -> None:
+    """Raises InputError where BatchNorm would normalize by one value per channel: images of 32 px end as one pixel."""
     trains_norms = options.mode == "finetune" or recipe.norm_in_train_mode
     if trains_norms and recipe.batch_size == 1 and recipe.size == 32:
         raise InputError("--batch-size 1: at 32 px BatchNorm has nothing to normalise by; choose 2 or more")
 
 
-def _told_views(options: Options) -> str:
-    return f"; features of {options.views} views of each computed once and kept" if options.views else ""
-
-
-def _told(recipe: Recipe) -> str:
-    return (
-        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, batches of {recipe.batch_size}, "
-        f"{recipe.optimizer} {recipe.learning_rate:.2g}, {recipe.schedule.replace('_', ' ')}"
-    )
+def _begin_or_resume(session: Session, out: Path) -> None:
+    """Writes what is known beforehand, or loads the run that was saved in `out`."""
+    checkpoints, loader = session.checkpoints, session.train_loader
+    if session.options.resume:
+        checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True))
+        session.reporter.say(
+            f"resumed after {len(session.state.rows)} epochs; "
+            f"{len(loader)} batches of epoch {loader.epoch + 1} are left"
+        )
+    elif checkpoints.folder is not None:
+        checkpoints.folder.write_json(CONFIG, run_config(session.options, session.recipe, loader.source.classes))
+    if checkpoints.folder is not None:
+        checkpoints.folder.write_json("environment.json", describe_environment())

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loaders import PlanSpec, RandomResizedCrop, ResizeCenterCrop
-
-Mode = Literal["feature", "finetune"]
-RecipeName = Literal["default", "classic"]
+from train.option_values import Mode, RecipeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class Recipe:
     weight_decay: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
-    """Of SGD."""
+    """Used by SGD alone."""
     nesterov: bool = False
     schedule: Literal["constant", "one_cycle"] = "constant"
     label_smoothing: float = 0.0
@@ -51,15 +49,15 @@ class Setting:
     pretrained: bool
     world_size: int = 1
     batch_size: int | None = None
-    """Images per step and GPU, where the recipe is not to choose."""
+    """Images per step and GPU; the recipe chooses it where it is None."""
 
 
 def _evaluation(size: int) -> PlanSpec:
-    return PlanSpec(ResizeCenterCrop(resize=_enlarged(size), size=size))
+    return PlanSpec(ResizeCenterCrop(resize=with_crop_margin(size), size=size))
 
 
-def _enlarged(size: int) -> int:
-    """The usual margin around a crop: 256 for 224."""
+def with_crop_margin(size: int) -> int:
+    """The size that images are resized to before a crop of `size` pixels: 256 for 224, as is usual."""
     return round(size * 256 / 224)
 
 
@@ -67,7 +65,7 @@ def classic(setting: Setting) -> Recipe:
     """The blog's own setting, which this project starts from: 73.6 % and 92 % on CIFAR-10 after 3 epochs."""
     crop = RandomResizedCrop(setting.size)
     if setting.mode == "finetune":
-        first = RandomResizedCrop(_enlarged(setting.size), scale=(0.8, 1.0))
+        first = RandomResizedCrop(with_crop_margin(setting.size), scale=(0.8, 1.0))
         train_spec = PlanSpec(first, rotation=15, second_crop=crop, horizontal_flip=0.5)
     else:
         train_spec = PlanSpec(crop, horizontal_flip=0.5)
@@ -86,13 +84,13 @@ def default(setting: Setting) -> Recipe:
     # Steps matter more than their size where images are few: at least 24 an epoch, batches of 16 to 256.
     per_step = max(1, setting.images // (24 * setting.world_size))
     batch_size = setting.batch_size or min(256, max(16, 1 << (per_step.bit_length() - 1)))
-    together = batch_size * setting.world_size
+    global_batch_size = batch_size * setting.world_size
     if setting.mode == "feature":
         return Recipe(
             epochs=10,
             batch_size=batch_size,
             optimizer="adamw",
-            learning_rate=2e-3 * (together / 64) ** 0.5,
+            learning_rate=2e-3 * (global_batch_size / 64) ** 0.5,
             weight_decay=1e-2,
             schedule="one_cycle",
             norm_in_train_mode=False,
@@ -104,7 +102,7 @@ def default(setting: Setting) -> Recipe:
         batch_size=batch_size,
         # Of 5,000 images of CIFAR-10 in 3 epochs: 80.8 % at 0.0015 × batch / 64, 79.7 at 0.003, 78.6 at 0.005 and
         # 38.5 at 0.015; runs are usually longer, hence not the lowest.
-        learning_rate=(0.003 if setting.pretrained else 0.05) * together / 64,
+        learning_rate=(0.003 if setting.pretrained else 0.05) * global_batch_size / 64,
         weight_decay=5e-4,
         nesterov=True,
         schedule="one_cycle",

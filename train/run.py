@@ -1,25 +1,57 @@
-"""A run from options to result."""
+"""A run, from its options to its result."""
 
 from typing import Any
 
+import torch
+
 from train.console import Reporter
+from train.loop import TrainingLoop
 from train.options import Options
 from train.prepare import prepare
+from train.process_group import ProcessGroup, joined_process_group
+from train.session import Session
 from train.stopping import StopRequest
-from train.world import ProcessGroup
+from train.summary import result_message, summarize
 
 
-def run(options: Options, world: ProcessGroup) -> dict[str, Any]:
-    """Trains as the options say and returns the summary.
+def run_in_process_group(options: Options) -> dict[str, Any]:
+    """The same as `run`, together with the other processes that torchrun has started, if any."""
+    with joined_process_group(use_cuda=options.device != "cpu" and torch.cuda.is_available()) as process_group:
+        return run(options, process_group)
+
+
+def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
+    """Trains according to the options and returns the content of `summary.json`.
 
     Raises:
         InputError: when something the user gave cannot be used.
-        InterruptedRunError: when a signal asked to stop; `last.pt` then holds where the run stands.
+        InterruptedRunError: when a signal stopped the run; `last.pt` then holds its state.
     """
-    reporter = Reporter(quiet=not world.is_main)
+    reporter = Reporter(quiet=not process_group.is_main)
     stop = StopRequest(options.max_minutes)
-    session = prepare(options, world, reporter, stop)
-    with session.train_loader, session.val_loader:
+    with prepare(options, process_group, reporter, stop) as session:
+        loop = TrainingLoop(
+            learner=session.learner,
+            train_loader=session.train_loader,
+            val_loader=session.val_loader,
+            epochs=session.recipe.epochs,
+            state=session.state,
+            checkpoints=session.checkpoints,
+            stop=stop,
+            reporter=reporter,
+            process_group=process_group,
+        )
         with stop.listening():
-            session.train()
-        return session.conclude()
+            loop.run()
+        return _conclude(session)
+
+
+def _conclude(session: Session) -> dict[str, Any]:
+    """Writes the result and prints it."""
+    summary = summarize(session)
+    folder, best = session.checkpoints.folder, session.state.best
+    if folder is not None and best is not None:
+        folder.save_model(best["model"])
+        folder.write_json("summary.json", summary)
+        session.reporter.say(result_message(summary, folder.path, len(session.train_loader.source.classes)))
+    return summary

@@ -1,5 +1,6 @@
 """Reasons to stop before the last epoch: a signal, or the time allowed."""
 
+import math
 import os
 import signal
 import time
@@ -8,29 +9,43 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class InterruptedRunError(Exception):
+    """A signal stopped the run; its state has been saved."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(received.name)
+        self.exit_code = 128 + received
+
+
 class StopRequest:
-    """Asked between steps, so that what is saved is whole. A second Ctrl-C interrupts at once."""
+    """Whether the run has been asked to stop. It is read between steps, so that what is saved is consistent.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self, max_minutes: float | None = None) -> None:
+        """`max_minutes`: the time allowed for training, from now on; unlimited, unless given."""
         self.signal: signal.Signals | None = None
-        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.max_minutes = math.inf if max_minutes is None else max_minutes
+        self._deadline = time.monotonic() + 60 * self.max_minutes
 
     @property
     def out_of_time(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
+        """Whether the time allowed is over."""
+        return time.monotonic() > self._deadline
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM (what schedulers send before they kill) are taken as requests within the block."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Takes Ctrl-C and SIGTERM, which schedulers send before they kill, as requests within the block."""
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _receive(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not by print: the signal may have come in the middle of one.
+        # os.write instead of print: the signal may have arrived in the middle of a print.
         os.write(2, f"\n{self.signal.name}: saving after this step; Ctrl-C again to quit at once\n".encode())

@@ -26,7 +26,7 @@ from benchmarks.harness.result_json import environment_from_json, read_json, to_
 from benchmarks.report.writer import print_json
 from loaders import InputError
 from loaders.system.files import write_whole
-from train.folder import describe_environment
+from train.environment import describe_environment
 
 CHECK, TABLE = "gpu-check.json", "table.md"
 DONE = "done"

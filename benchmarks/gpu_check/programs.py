@@ -11,7 +11,7 @@ from benchmarks.gpu_check.table import Line, Results
 from benchmarks.harness.result_json import BENCH
 from loaders.sources.cifar10 import BINARY_FOLDER
 from train.models import imagenet_file
-from train.recipes import Mode
+from train.option_values import Mode
 
 SUMMARY = "summary.json"
 COMPILED = "compiled"

@@ -9,7 +9,7 @@ from benchmarks.harness.result_json import from_json, summary_from_json
 from benchmarks.report.columns import attained, number, percent, rate_of, rated, seconds, tenths, times
 from benchmarks.report.page import checkout, machine
 from benchmarks.suites.rows import CEILING, FED_BY, FINISHED, MODE_TITLES
-from train.recipes import Mode
+from train.option_values import Mode
 
 Results = Mapping[str, Any]
 """Name of a program → what it wrote: the JSON of a benchmark's result or of a run's summary, or the last line of its

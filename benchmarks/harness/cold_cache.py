@@ -1,4 +1,4 @@
-"""Emptying the page cache of a source's files, so that the next epoch reads them from the disk."""
+"""Emptying the page cache of files, so that the next epoch reads them from the disk."""
 
 import ctypes
 import mmap
@@ -8,22 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import loader_internals
-from loaders import Loader, Source
-
 _MAY_REMAIN = 0.1  # of the files: others on the machine may be reading them
-
-
-def files_read(loader: Loader) -> list[Path]:
-    """The files whose bytes a prepared loader reads in every epoch; none where all is in memory."""
-    if loader.name == "resident":
-        return []
-    return [loader_internals.file_of_ffcv(loader)] if loader.name == "ffcv" else files_of(loader.source)
-
-
-def files_of(source: Source) -> list[Path]:
-    """The files that a source's images lie in; none where they are in memory."""
-    return loader_internals.files_of(source, _mapped_at)
 
 
 def evict(files: list[Path]) -> bool:
@@ -72,8 +57,3 @@ def _mapped() -> Iterator[tuple[Path, int, int]]:
         if path.startswith("/"):
             begin, end = (int(address, 16) for address in span.split("-"))
             yield Path(path), begin, end
-
-
-def _mapped_at(address: int) -> list[Path]:
-    """Files that this process has mapped at an address."""
-    return [file for file, begin, end in _mapped() if begin <= address < end]

@@ -16,7 +16,7 @@ from benchmarks.harness.memory import MemoryPoller
 from benchmarks.harness.rates import is_noisy, speedup
 from benchmarks.harness.result import MEASURED_KEYS, Row
 from loaders.system.cuda_events import record_event
-from train.session import gc_disabled
+from train.garbage_collection import gc_disabled
 
 _IDLE_CORES = 0.3
 """Cores in use below which all threads and workers count as idle."""

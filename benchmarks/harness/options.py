@@ -8,7 +8,7 @@ from typing import Any
 
 from loaders.errors import InputError
 from loaders.system.machine import usable_cores
-from train.device import DeviceName
+from train.option_values import DeviceName
 from train.options import OptionalInt, OptionalPath, require_positive
 
 

@@ -18,15 +18,15 @@ from benchmarks.harness.loader_internals import prepare as prepare_loader
 from benchmarks.harness.measure import Batches, Candidate, measure
 from benchmarks.harness.options import DataOptions
 from loaders import Batch, Loader, build_loader
-from train.clock import EpochClock
 from train.console import Reporter
+from train.epoch_timer import EpochTimer
 from train.learner import Learner, MetricAccumulator
+from train.option_values import Mode
 from train.options import Options as TrainOptions
 from train.prepare import prepare
-from train.recipes import Mode
+from train.process_group import ProcessGroup
 from train.session import Session
 from train.stopping import StopRequest
-from train.world import ProcessGroup
 
 
 class Workload:
@@ -35,7 +35,7 @@ class Workload:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.learner: Learner = session.learner
-        self.config = session.train_loader.config
+        self.config = session.image_loader.config
         self.learner.start_epoch()
         # The run's own schedule ends with its last step; here there may be more of them.
         self.learner.scheduler = LambdaLR(self.learner.optimizer, lambda _: 1.0)
@@ -48,13 +48,13 @@ class Workload:
 
     def loader(self, name: str, images: int) -> Loader:
         """A loader by name, configured as the trainer's, with epochs of so many images."""
-        source = repeat_to(self.session.train_loader.source, images)
+        source = repeat_to(self.session.image_loader.source, images)
         return build_loader(source.take(images), self.config, loader=name)
 
     def finished(self) -> list[Batch]:
         """Some batches as the trainer's loader delivers them, copies on the device."""
         if self._finished is None:
-            loader = self.session.train_loader
+            loader = self.session.image_loader
             with loader:
                 self._finished = [Batch(*(part.clone() for part in batch)) for batch in islice(loader, BATCHES_IN_TURN)]
         return self._finished
@@ -74,18 +74,20 @@ class Workload:
         prepare_loader(loader)
         for epoch in count():
             loader.set_epoch(epoch)
-            clock = EpochClock(self.learner.device)
-            batches, last = clock.watch(loader), len(loader)
+            timer = EpochTimer(self.learner.device)
+            batches, last = timer.timed(loader), len(loader)
             for done, batch in enumerate(batches, 1):
                 self.step(batch)
                 if done == last:
                     synchronize(self.learner.device)  # as the trainer, which reads the loss then
-                    waits.append(clock.data_wait)
+                    waits.append(timer.data_wait)
                 yield batch
 
 
 @contextmanager
-def workload(options: DataOptions, mode: Mode, world: ProcessGroup | None = None, **more: Any) -> Iterator[Workload]:
+def workload(
+    options: DataOptions, mode: Mode, process_group: ProcessGroup | None = None, **more: Any
+) -> Iterator[Workload]:
     """What `python -m train` would run with these options, from random weights unless said otherwise.
 
     Args:
@@ -102,8 +104,8 @@ def workload(options: DataOptions, mode: Mode, world: ProcessGroup | None = None
             out=Path(folder) / mode,
             **{"weights": "none", **given},
         )
-        session = prepare(train, world or ProcessGroup(), Reporter(quiet=True), StopRequest())
-        with session.train_loader, session.val_loader:
+        session = prepare(train, process_group or ProcessGroup(), Reporter(quiet=True), StopRequest())
+        with session:
             yield Workload(session)
 
 

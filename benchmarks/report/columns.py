@@ -5,7 +5,7 @@ from math import floor
 from typing import NamedTuple
 
 from benchmarks.harness.result import Row
-from loaders.system.machine import format_bytes
+from loaders.system.format import format_bytes
 
 PASS_MARK = 0.97
 """Saturation that counts as reached; MLPerf Storage requires 0.90."""

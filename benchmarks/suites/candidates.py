@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import loader_internals
 from benchmarks.harness.batches import endless
-from benchmarks.harness.loader_internals import CACHING_LOADERS, is_encoded, pillow_dataset
+from benchmarks.harness.loader_internals import CACHING_LOADERS, pillow_dataset
 from benchmarks.harness.measure import Batches, Candidate
 from benchmarks.suites.rows import (
     BASELINE,
@@ -23,8 +23,10 @@ from benchmarks.suites.rows import (
     UINT8_TUNED,
 )
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, Source, available_loaders, build_loader
+from loaders.errors import name_options
 from loaders.loader import Loader
 from loaders.system.machine import SHARED_MEMORY, free_on_disk
+from train.options import OPTION_NAMES
 
 _DATALOADERS_ALIVE = 3
 """DataLoaders with the most workers that shared memory has room for at a time: those of `tuning_candidates` together
@@ -65,7 +67,7 @@ class Task:
 
 def project_candidates(task: Task) -> list[Candidate]:
     """Every loader of this project that is usable here, but for the baseline, with uint8 and with finished batches."""
-    encoded = is_encoded(task.source)
+    encoded = task.source.images.encoded is not None
 
     def candidate(group: str, title: str, name: str, dtype: torch.dtype, *, scaled: bool = False) -> Candidate:
         if encoded and name in CACHING_LOADERS:
@@ -93,7 +95,7 @@ def refusals(task: Task) -> dict[str, str]:
         try:
             _loader(task, name, torch.uint8 if name != "baseline" else torch.float32)
         except InputError as error:
-            refused[name] = str(error)
+            refused[name] = name_options(str(error), OPTION_NAMES)
     if "baseline" in refused:  # with which all are compared
         raise InputError(refused["baseline"])
     return refused

@@ -20,16 +20,9 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from benchmarks.harness import loader_internals
 from benchmarks.harness.batches import endless
 from benchmarks.harness.data import without_repeats
-from benchmarks.harness.loader_internals import (
-    decoded_pixels,
-    ffcv_with_own_resampling,
-    image_files,
-    pixels_in_memory,
-    with_cached_pixels,
-)
+from benchmarks.harness.loader_internals import ffcv_with_own_resampling, with_cached_pixels
 from benchmarks.harness.measure import Batches, Candidate
 from benchmarks.suites.candidates import (
     Task,
@@ -40,6 +33,7 @@ from benchmarks.suites.candidates import (
 )
 from benchmarks.suites.rows import CACHED, UINT8
 from loaders import Source, available_loaders
+from loaders.ops.decode import load_pixels
 from loaders.system.machine import cache_folder
 
 # --- torchvision -----------------------------------------------------------------------------------
@@ -74,11 +68,12 @@ class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
         return image, int(self.source.labels[index])
 
     def _image(self, index: int) -> Tensor:
-        images = image_files(self.source)
-        if images is None:
-            return torch.from_numpy(decoded_pixels(self.source, index)).permute(2, 0, 1)
-        if images.formats[index] == "JPEG":
-            data = torch.frombuffer(bytearray(images.read(index)), dtype=torch.uint8)
+        images = self.source.images
+        if images.decoded is not None:
+            return torch.from_numpy(images.decoded.pixels_of(index)).permute(2, 0, 1)
+        assert images.encoded is not None
+        if images.encoded.formats[index] == "JPEG":
+            data = torch.frombuffer(bytearray(images.encoded.read(index)), dtype=torch.uint8)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # from 0.29 on it warns that it moves to another library
                 decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB)
@@ -106,7 +101,7 @@ def ffcv(task: Task) -> list[Candidate]:
             prefetched_batches("ffcv", task),
         ),
     ]
-    if image_files(task.source) is not None:
+    if task.source.images.encoded is not None:
         raw, same = "FFCV, its own way, raw at 256 px", "FFCV, its own way, the folder's JPEGs"
         candidates += [
             Candidate(UINT8, same, lambda: _ffcv(task, reencode=False), _FFCV_PREFETCHED),
@@ -124,7 +119,8 @@ def _file_of_loader(task: Task) -> Path:
     """The file that the loader `ffcv` reads, with JPEGs as they are in the folder."""
     loader = ffcv_with_own_resampling(task.source, task.config(torch.uint8))
     loader.prepare()
-    return loader_internals.file_of_ffcv(loader)
+    [file] = loader.executor.files()
+    return file
 
 
 class _Images:
@@ -137,7 +133,7 @@ class _Images:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        pixels = np.ascontiguousarray(decoded_pixels(self.source, index))
+        pixels = np.ascontiguousarray(load_pixels(self.source.images, index))
         return Image.fromarray(pixels), int(self.source.labels[index])
 
 
@@ -185,7 +181,7 @@ def _written_by_ffcv(source: Source, workers: int) -> Path:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    mode = "raw" if image_files(source) is None else "jpg"
+    mode = "raw" if source.images.encoded is None else "jpg"
     path = cache_folder() / "bench" / f"{source.fingerprint}-{mode}.beton"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +214,7 @@ def _dali(task: Task) -> Batches:
         batch_size=task.batch_size, num_threads=task.workers, device_id=torch.cuda.current_device() if on_gpu else None
     )
     def pipeline() -> Any:
-        if (images := image_files(task.source)) is not None:
+        if (images := task.source.images.encoded) is not None:
             # One file that it cannot decode would end the run.
             decodable = np.flatnonzero((images.formats == "JPEG") & (images.modes == "RGB")).tolist()
             files = [images.describe(index) for index in decodable]
@@ -243,12 +239,13 @@ def _dali(task: Task) -> Batches:
 
 def _shuffled(task: Task) -> Iterator[tuple[list[Any], list[Any]]]:
     """Batches of pixels and labels in random order, without end."""
-    pixels = pixels_in_memory(task.source)
+    pixels = task.source.images.decoded
+    assert pixels is not None
     for epoch in count():
         order = np.random.default_rng(epoch).permutation(len(task.source))
         for first in range(0, len(order) - task.batch_size + 1, task.batch_size):
             ids = order[first : first + task.batch_size]
-            yield list(pixels[ids]), list(task.source.labels[ids, None])
+            yield [pixels.pixels_of(index) for index in ids.tolist()], list(task.source.labels[ids, None])
 
 
 COMPETITORS: tuple[Callable[[Task], list[Candidate]], ...] = (torchvision_v2, ffcv, dali)

@@ -5,8 +5,9 @@ Beside `harness/loader_internals.py` and `steps.py`, this is the only module tha
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.harness.batches import endless
-from benchmarks.harness.loader_internals import cached_pixels_of, is_encoded, refuse_bad, with_cached_pixels
+from benchmarks.harness.loader_internals import refuse_unreadable, with_cached_pixels
 from benchmarks.harness.measure import Batches, Candidate
 from benchmarks.suites.candidates import Task, prefetched_batches
 from benchmarks.suites.rows import PARTS
 from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader
-from loaders.backends.host import HostLoader, PendingBatch
-from loaders.backends.streamed import flat_pixels, gather, stage
+from loaders.backends.executor import Backend, BatchRequest
+from loaders.backends.staging import gather, stage_reads
+from loaders.backends.threads import SquareReader, ThreadedExecutor
+from loaders.backends.torchvision import ImageReader, LoadBox, load_box
 from loaders.cache.build import build_cache
 from loaders.cache.pixel_cache import Layout, Preprocessing
+from loaders.factory import assemble
 from loaders.ops.decode import load_pixels
 from loaders.sampling.plan import Plan
 from loaders.system.machine import cache_folder
@@ -38,18 +42,17 @@ _IN_MEMORY = 256  # images that resizing alone goes through: more than a cache h
 def part_candidates(task: Task) -> list[Candidate]:
     """What no loader that does this work on the CPU's cores, or by way of them, can exceed."""
     threads = "1 thread" if task.workers == 1 else f"{task.workers} threads"
-    encoded = is_encoded(task.source)
+    encoded = task.source.images.encoded is not None
     candidates: list[Candidate] = []
     if encoded:
-        name = f"decode only, {threads}"
-        candidates.append(_by_threads(name, task, lambda: _DecodeOnly(task.source, _config(task))))
+        candidates.append(_by_threads(f"decode only, {threads}", task, partial(_decode_only, task.source)))
     candidates += [
-        _by_threads(f"resize only, {threads}", task, lambda: _ResizeOnly(_few(task.source), _config(task))),
+        _by_threads(f"resize only, {threads}", task, partial(_resize_only, task.source)),
         Candidate(PARTS, _copy_name(task), lambda: _copies(task)),
     ]
     if encoded:
         candidates += [
-            _by_threads(f"decode whole images, {threads}", task, lambda: _DecodeWhole(task.source, _config(task))),
+            _by_threads(f"decode whole images, {threads}", task, partial(_decode_whole, task.source)),
             Candidate(PARTS, f"build the pixel cache, {threads}", lambda: _builds(task), before=_empty_bin),
             Candidate(PARTS, GATHER, lambda: _gathers(task, random=True)),
             Candidate(PARTS, "copy as many bytes as lie there, one thread", lambda: _gathers(task, random=False)),
@@ -57,8 +60,16 @@ def part_candidates(task: Task) -> list[Candidate]:
     return candidates
 
 
-def _by_threads(name: str, task: Task, loader: Callable[[], HostLoader]) -> Candidate:
-    return Candidate(PARTS, name, lambda: endless(loader()), prefetched_batches(HostLoader.name, task))
+def _by_threads(name: str, task: Task, make_reader: Callable[[], SquareReader]) -> Candidate:
+    """A candidate that is the loader `torchvision` with another reader."""
+    config = _config(task)
+
+    def batches() -> Batches:
+        reader = make_reader()
+        backend = Backend("torchvision", name, lambda _, config: ThreadedExecutor(config, reader))
+        return endless(assemble(reader.source, config, backend))
+
+    return Candidate(PARTS, name, batches, prefetched_batches("torchvision", replace(task, device=config.device)))
 
 
 def _config(task: Task) -> LoaderConfig:
@@ -66,31 +77,42 @@ def _config(task: Task) -> LoaderConfig:
     return replace(task.config(torch.uint8), device=torch.device("cpu"))
 
 
-class _DecodeOnly(HostLoader):
-    """The loader `torchvision` without its first read: its batches hold anything. Of a JPEG, no row is decoded that
-    lies below the crop."""
+class _PixelsOnly:
+    """Decodes samples and reads nothing of them: its squares hold anything."""
 
-    def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:  # noqa: ARG002
-        for place in places:
-            self._load_or_substitute(batch.plan, ids, place)
+    def __init__(self, source: Source, load: LoadBox) -> None:
+        self.source = source
+        self._load = load
 
-
-class _DecodeWhole(_DecodeOnly):
-    """The same with all rows of an image: what building the pixel cache has to decode."""
-
-    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
-        return load_pixels(self.source.images, index), plan.box[place].tolist()
+    def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> Mapping[int, str]:  # noqa: ARG002
+        for row, index in enumerate(request.ids.tolist()):
+            self._load(index, request.plan, row)
+        return {}
 
 
-class _ResizeOnly(HostLoader):
-    """The loader `torchvision` with nothing to decode."""
+def _decode_only(source: Source) -> SquareReader:
+    """Of a JPEG, no row is decoded that lies below the crop."""
+    return _PixelsOnly(source, load_box(source))
 
-    def __init__(self, source: Source, config: LoaderConfig) -> None:
-        super().__init__(source, config)
-        self._pixels = [load_pixels(source.images, index) for index in range(min(_IN_MEMORY, len(source)))]
 
-    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
-        return self._pixels[index % len(self._pixels)], plan.box[place].tolist()
+def _decode_whole(source: Source) -> SquareReader:
+    """All rows of an image are decoded, as building the pixel cache has to."""
+
+    def load(index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
+        return load_pixels(source.images, index), plan.box[row].tolist()
+
+    return _PixelsOnly(source, load)
+
+
+def _resize_only(source: Source) -> SquareReader:
+    """A few images, over and over, which are decoded beforehand."""
+    few = _few(source)
+    pixels = [load_pixels(few.images, index) for index in range(min(_IN_MEMORY, len(few)))]
+
+    def load(index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
+        return pixels[index % len(pixels)], plan.box[row].tolist()
+
+    return ImageReader(few, load)
 
 
 def _few(source: Source) -> Source:
@@ -125,7 +147,7 @@ def _builds(task: Task) -> Batches:
     try:
         for place in count():
             shutil.rmtree(layout.folder, ignore_errors=True)
-            build_cache(few, layout.preprocessing, report_bad=refuse_bad, workers=task.workers)
+            build_cache(few, layout.preprocessing, report=refuse_unreadable, workers=task.workers)
             _bin().mkdir(parents=True, exist_ok=True)
             layout.folder.rename(_bin() / str(place))
             yield torch.empty(0), torch.from_numpy(few.labels)
@@ -147,17 +169,20 @@ def _gathers(task: Task, *, random: bool) -> Batches:
     source = with_cached_pixels(task.source)
     spec = PlanSpec(ResizeCenterCrop(task.size, task.size))
     loader = build_loader(source, replace(_config(task), spec=spec), loader="torchvision")
-    flat, starts = flat_pixels(cached_pixels_of(source))
+    decoded = source.images.decoded
+    assert decoded is not None
+    flat, starts = decoded.flat()
     out = np.empty(int(np.sort(np.diff(starts, append=len(flat)))[-task.batch_size :].sum()) + 3 * 10**7, np.uint8)
     labels, at = torch.zeros(task.batch_size, dtype=torch.int64), 0
     for epoch in count():
         loader.set_epoch(epoch)
-        for ids, plan in loader.planned(0):
-            staged = stage(plan, starts[ids], source.stored_sizes[ids])
+        for request in loader.requests():
+            ids = request.ids
+            reads = stage_reads(request.plan, starts[ids], source.stored_sizes[ids])
             if random:
-                gather(flat, staged, slice(0, len(ids)), out)
+                gather(flat, reads, slice(0, len(ids)), out)
             else:
-                at = at if at + staged.bytes <= len(flat) else 0
-                out[: staged.bytes] = flat[at : at + staged.bytes]
-                at += staged.bytes
+                at = at if at + reads.bytes <= len(flat) else 0
+                out[: reads.bytes] = flat[at : at + reads.bytes]
+                at += reads.bytes
             yield torch.empty(0), labels

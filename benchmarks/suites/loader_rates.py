@@ -26,8 +26,10 @@ from benchmarks.suites.loader_parts import part_candidates
 from benchmarks.suites.options import LoaderOptions
 from benchmarks.suites.rows import CACHED, FINISHED, compare_with_ordinary
 from loaders import InputError, LoaderConfig, build_loader
+from loaders.errors import name_options
 from train.console import Reporter
-from train.folder import describe_environment
+from train.environment import describe_environment
+from train.options import OPTION_NAMES
 from train.precision import choose_precision
 
 _KEYS = ("theme", "date", "environment", "options", "tuning", "plan_microseconds", "notes", "rows")
@@ -84,7 +86,8 @@ def with_demand(result: Result, options: LoaderOptions) -> Result:
     try:
         demand = _demand(options)
     except InputError as error:  # of so few images, or such small ones, loaders can be measured all the same
-        note = f"no cores per GPU, as no model can be trained on these images: {error}"
+        reason = name_options(str(error), OPTION_NAMES)
+        note = f"no cores per GPU, as no model can be trained on these images: {reason}"
         return replace(result, notes=(*result.notes, note))
     rows = tuple(
         replace(row, cores_per_gpu=cores_needed(row, demand.images_per_second), keys=(*row.keys, "cores_per_gpu"))
@@ -132,6 +135,6 @@ def plan_microseconds(task: Task) -> float:
     for epoch in range(5):
         loader.set_epoch(epoch)
         began = time.perf_counter()
-        images = sum(len(ids) for ids, _ in loader.planned(0))
+        images = sum(map(len, loader.requests()))
         costs.append(1e6 * (time.perf_counter() - began) / images)
     return median(costs)

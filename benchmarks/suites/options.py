@@ -7,9 +7,8 @@ import tyro
 
 from benchmarks.harness.options import DataOptions, MachineOptions, TurnOptions
 from loaders.errors import InputError
-from train.models import Architecture
+from train.option_values import Architecture, Mode, RecipeName
 from train.options import OptionalFloat, OptionalInt, OptionalPath, require_positive, require_size
-from train.recipes import Mode, RecipeName
 
 FEWEST_STEPS = 5
 """Steps that a profile measures at least: each is a window then."""

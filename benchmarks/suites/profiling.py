@@ -34,10 +34,10 @@ from benchmarks.suites.options import FEWEST_STEPS, ProfileOptions
 from loaders import Batch, InputError, available_loaders, build_loader
 from loaders.system.instrument import ON_DEVICE, Recorder, Stage, Total, recording, stage
 from loaders.system.machine import usable_cores
-from train.clock import EpochClock
 from train.console import Reporter
-from train.folder import describe_environment
-from train.world import joined_process_group
+from train.environment import describe_environment
+from train.epoch_timer import EpochTimer
+from train.process_group import joined_process_group
 
 _KEYS = (
     "theme", "date", "environment", "options", "diagnosis", "measured", "stages", "timeline", "rows", "notes",
@@ -66,7 +66,7 @@ def bench_profile(options: ProfileOptions, reporter: Reporter, write: WriteResul
             weights=options.weights,
         ) as work,
     ):
-        batches = endless(work.session.train_loader)
+        batches = endless(work.session.image_loader)
         step_seconds = warm_up(work, batches, options)
         steps = max(FEWEST_STEPS, options.steps_within(1, step_seconds, most=options.steps))
         recorded = record_steps(work, batches, steps)
@@ -114,7 +114,7 @@ def time_steps(work: Workload, batches: Iterator[Batch], steps: int) -> float:
         work.step(next(batches))
     synchronize(device)
     step_seconds = torch.tensor((time.perf_counter() - began) / steps, dtype=torch.float64, device=device)
-    work.session.world.broadcast([step_seconds])
+    work.session.process_group.broadcast([step_seconds])
     return float(step_seconds)
 
 
@@ -124,17 +124,17 @@ def record_steps(work: Workload, batches: Iterator[Batch], steps: int) -> Record
     recorder = Recorder(cuda=device.type == "cuda")
     with _captured(device), recording(recorder):
         began, burnt = time.perf_counter(), cpu_seconds()
-        clock = EpochClock(device)
+        timer = EpochTimer(device)
         marks = [(0, began)]
-        for done, batch in enumerate(clock.watch(_waited(batches, steps)), 1):
+        for done, batch in enumerate(timer.timed(_waited(batches, steps)), 1):
             work.step(batch)
             if 5 * done // steps > 5 * (done - 1) // steps:
                 synchronize(device)
-                marks.append((clock.images, time.perf_counter()))
+                marks.append((timer.images, time.perf_counter()))
         seconds, burnt = marks[-1][1] - began, cpu_seconds() - burnt
-        waiting = clock.data_wait * clock.seconds
+        waiting = timer.data_wait * timer.seconds
     rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(marks)]
-    return RecordedSteps(clock.images, seconds, burnt, waiting, recorder, recorder.totals(), began, rates)
+    return RecordedSteps(timer.images, seconds, burnt, waiting, recorder, recorder.totals(), began, rates)
 
 
 def _waited(batches: Iterator[Batch], steps: int) -> Iterator[Batch]:
@@ -160,7 +160,7 @@ def _captured(device: torch.device) -> Iterator[None]:
 
 def measured_of(recorded: RecordedSteps, work: Workload, alone: Window) -> Measured:
     """The recorded steps, and the loader without them, as the diagnosis takes them."""
-    loader, cuda = work.session.train_loader, work.learner.device.type == "cuda"
+    loader, cuda = work.session.image_loader, work.learner.device.type == "cuda"
     totals = recorded.totals
 
     def own(name: Stage) -> float:
@@ -197,7 +197,7 @@ def measured_of(recorded: RecordedSteps, work: Workload, alone: Window) -> Measu
 def can_serve(work: Workload, name: str) -> bool:
     """Whether a loader takes this data set on this machine: it may not fit, for one."""
     try:
-        build_loader(work.session.train_loader.source, work.config, loader=name)
+        build_loader(work.session.image_loader.source, work.config, loader=name)
     except InputError:
         return False
     return True
@@ -206,7 +206,7 @@ def can_serve(work: Workload, name: str) -> bool:
 def describe(options: ProfileOptions, work: Workload, recorded: RecordedSteps, alone: Window) -> Result:
     """The result: diagnosis, stages, a timeline, and one row."""
     measured = measured_of(recorded, work, alone)
-    loader, stages = work.session.train_loader, stage_times(recorded)
+    loader, stages = work.session.image_loader, stage_times(recorded)
     device, size = str(work.learner.device), work.config.spec.size
     return Result(
         keys=_KEYS,
@@ -276,7 +276,7 @@ def timeline(recorded: RecordedSteps) -> tuple[TimelineSpan, ...]:
 
 def trace(work: Workload, batches: Iterator[Batch], steps: int, folder: Path) -> Path:
     """Steps by `torch.profiler`, as a compressed trace that Perfetto opens: `trace-rankN.json.gz`."""
-    file = folder / f"trace-rank{work.session.world.rank}.json.gz"
+    file = folder / f"trace-rank{work.session.process_group.rank}.json.gz"
     cuda = work.learner.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from benchmarks.harness.rates import speedup
 from benchmarks.harness.result import Row
-from train.recipes import Mode
+from train.option_values import Mode
 
 UINT8 = "uint8 batches, normalising left to the device"
 FINISHED = "finished batches"

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from benchmarks.harness.batches import endless
-from benchmarks.harness.cold_cache import evict, files_read
+from benchmarks.harness.cold_cache import evict
 from benchmarks.harness.device import chosen_device, synchronize
 from benchmarks.harness.hardware import GpuActivity, GpuPoller, Shares, shares, work_per_image
 from benchmarks.harness.loader_internals import CACHING_LOADERS, augment_images, augment_squares, prepare
@@ -23,8 +23,8 @@ from benchmarks.suites.options import SaturationOptions
 from benchmarks.suites.rows import ALONE, AUGMENT, CEILING, END_TO_END, FED_BY
 from loaders import InputError, available_loaders
 from train.console import Reporter
-from train.folder import describe_environment
-from train.recipes import Mode
+from train.environment import describe_environment
+from train.option_values import Mode
 
 ReportMode = Callable[[ModeSaturation, Sequence[Row]], None]
 """Called with what is known of a mode."""
@@ -185,7 +185,7 @@ def epoch_images(work: Workload, name: str, step: float, seconds: float) -> int:
     Some batches at least, and no more than memory can hold. A slow loader's epochs are shorter, as a fast one's would
     take it minutes.
     """
-    source, batch_size = work.session.train_loader.source, work.config.batch_size
+    source, batch_size = work.session.image_loader.source, work.config.batch_size
     rate = step
     if name not in CACHING_LOADERS:  # which would have to decode them first
         few = _FEWEST_BATCHES * batch_size
@@ -202,15 +202,15 @@ def feeding(work: Workload, name: str, images: int) -> tuple[FedLoader, list[Can
     warm = Candidate(END_TO_END, fed.end_to_end, lambda: work.end_to_end(loader, fed.waits), together=together)
     alone = Candidate(ALONE, fed.alone, lambda: endless(work.loader(name, images)), together=together)
     candidates = [alone, warm]
-    if not files_read(prepare(loader)):
+    if not prepare(loader).executor.files():
         fed.note = "its data are in memory: nothing is fetched in an epoch"
         return fed, candidates
-    fed.warm, length, available = warm.name, images, len(work.session.train_loader.source)
+    fed.warm, length, available = warm.name, images, len(work.session.image_loader.source)
     if available < images:  # repeated images would be read from the disk once only
         length = max(1, available // work.config.batch_size) * work.config.batch_size
         candidates.append(_end_to_end(work, name, f"{name}, warm, {length} images", length))
         fed.warm = candidates[-1].name
-    files = files_read(prepare(work.loader(name, length)))
+    files = prepare(work.loader(name, length)).executor.files()
 
     def empty() -> None:
         fed.emptied &= evict(files)
@@ -231,12 +231,12 @@ def _end_to_end(work: Workload, name: str, title: str, images: int) -> Candidate
 
 def _augmenting(work: Workload) -> Candidate:
     """What the device does to finish a batch: on a GPU from whole images on, on a CPU after the first read."""
-    loader, config = work.session.train_loader, work.config
+    loader, config = work.session.image_loader, work.config
 
     def batches() -> Batches:
-        ids, plan = next(loader.planned(0))
-        labels = torch.zeros(len(ids), dtype=torch.int64)
-        augment = augment_images(loader, ids, plan) if config.device.type == "cuda" else augment_squares(loader, plan)
+        request = next(loader.requests())
+        labels = torch.zeros(len(request), dtype=torch.int64)
+        augment = (augment_images if config.device.type == "cuda" else augment_squares)(loader, request)
         while True:
             yield augment(), labels
 

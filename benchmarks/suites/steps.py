@@ -22,16 +22,17 @@ from benchmarks.harness.result_json import environment_from_json
 from benchmarks.suites.options import StepsOptions
 from benchmarks.suites.rows import MODE_TITLES
 from loaders import PlanSpec, RandomResizedCrop
-from loaders.ops import reference, resample
+from loaders.ops import resample
 from loaders.ops.device_batch import fused_kernels
+from loaders.ops.finish import finish
 from loaders.sampling import plan as plans
 from loaders.sampling.plan import Plan
 from loaders.system.machine import can_compile
 from train.console import Reporter
-from train.folder import describe_environment
-from train.models import Architecture, build_model, folded_backbone, freeze_backbone
+from train.environment import describe_environment
+from train.models import build_model, folded_backbone, freeze_backbone
+from train.option_values import Architecture, Mode
 from train.precision import choose_precision
-from train.recipes import Mode
 
 CLASSES = 10
 _COMPILED = "+ compile"
@@ -119,7 +120,7 @@ def ladder(mode: Mode, *, autotune: bool = False) -> list[Rung]:
         replace(
             beside,
             name="compile, augmentation in torch",
-            switch="loaders.ops.resample, then reference",
+            switch="loaders.ops.resample, then finish",
             augmented="torch",
         ),
         replace(
@@ -311,6 +312,6 @@ def _augmented(rung: Rung, options: StepsOptions, dtype: torch.dtype, device: to
         plan: Plan = plans.draw(spec, seed=0, epoch=epoch, ids=ids, sizes=sizes)
         starts, widths = ids * _SIDE**2, sizes[:, 0]
         if kernels is None:
-            yield reference.finish(resample.first_reads(pixels, starts, widths, plan), plan, dtype=dtype)
+            yield finish(resample.first_reads(pixels, starts, widths, plan), plan, dtype=dtype)
         else:
             yield kernels.batches(pixels, starts, widths, plan, dtype=dtype)

@@ -20,11 +20,12 @@ from benchmarks.harness.result_json import environment_from_json, summary_from_j
 from benchmarks.suites.options import AccuracyOptions
 from loaders import InputError, LoaderConfig, PlanSpec, RandomResizedCrop, build_loader
 from train.console import Reporter
-from train.folder import check_out, describe_environment
+from train.environment import describe_environment
+from train.option_values import Mode
 from train.options import Options as TrainOptions
-from train.recipes import Mode
+from train.process_group import ProcessGroup
 from train.run import run
-from train.world import ProcessGroup
+from train.run_folder import require_usable_out
 
 _KEYS = ("theme", "date", "environment", "options", "runs", "rows", "notes")
 _ROW_KEYS = (
@@ -109,7 +110,7 @@ def runs(options: AccuracyOptions, folder: Path) -> Iterator[tuple[str, TrainOpt
         for seed in options.seeds:
             for loader in options.loaders:
                 out = folder / f"{mode}-{loader}-seed{seed}"
-                check_out(out, resume=False)
+                require_usable_out(out, resume=False)
                 views = options.views if mode == "feature" and loader != "baseline" else None
                 yield loader, TrainOptions(mode=mode, loader=loader, seed=seed, views=views, out=out, **shared)
 

@@ -1,15 +1,9 @@
-"""Backends: each carries plans out, fast, in its own way."""
+"""Backends: each executes plans, fast, in its own way."""
 
-from loaders.backends.baseline import BaselineLoader
-from loaders.backends.dali import DaliLoader
-from loaders.backends.ffcv import FFCVLoader
-from loaders.backends.host import HostLoader
-from loaders.backends.resident import ResidentLoader
-from loaders.backends.streamed import StreamedLoader
-from loaders.loader import Loader
+from loaders.backends import baseline, dali, ffcv, resident, streamed, torchvision
+from loaders.backends.executor import Backend
 
-BACKENDS: dict[str, type[Loader]] = {
-    loader.name: loader
-    for loader in (HostLoader, ResidentLoader, StreamedLoader, DaliLoader, FFCVLoader, BaselineLoader)
+BACKENDS: dict[str, Backend] = {
+    module.BACKEND.name: module.BACKEND for module in (torchvision, resident, streamed, dali, ffcv, baseline)
 }
 """By name, in the order in which they are listed."""

@@ -4,8 +4,9 @@ PIL, `torchvision.transforms` with its own randomness, `DataLoader` without work
 these promise: no repeatable plans, no resume inside an epoch, one rank.
 """
 
-from collections.abc import Generator
-from typing import Any, ClassVar, Literal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,49 +15,51 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
+from loaders.config import LoaderConfig
 from loaders.errors import InputError
-from loaders.loader import Batch, Loader, LoaderConfig
 from loaders.sampling.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
-from loaders.sources.base import PixelArray, Source
+from loaders.sources.base import Source
+from loaders.sources.index import Progress
 
 
-class BaselineLoader(Loader):
-    """The last batch of an epoch may be smaller, in training too."""
+class BaselineExecutor:
+    """Runs a `DataLoader`, which draws its own order and crops: what it is asked for only says that an epoch begins.
 
-    name: ClassVar[str] = "baseline"
-    summary: ClassVar[str] = "the ordinary loader (PIL, DataLoader without workers), to compare with"
-    resumes_inside_epochs: ClassVar[bool] = False
+    The last batch of an epoch may be smaller, in training too.
+    """
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         if config.world_size > 1:
-            raise InputError("LOADER=baseline serves one GPU: choose another loader, or NGPU=1")
+            raise InputError('`loader="baseline"` serves one GPU: choose another loader, or `world_size=1`')
         if config.views:
-            raise InputError("LOADER=baseline draws anew each time, so that no views come again: choose another loader")
-        super().__init__(source, config)
+            raise InputError(
+                '`loader="baseline"` draws anew each time, so that no views come again: choose another loader'
+            )
+        self.source = source
+        self._device, self._dtype = config.device, config.dtype
         transform = transforms.Compose(
             [*staged_transforms(config.spec), transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
         )
+        good = np.setdiff1d(np.arange(len(source)), list(source.bad))
         self.data_loader = DataLoader(
-            PillowDataset(source, self.ids, transform), batch_size=config.batch_size, shuffle=config.training
+            PillowDataset(source, good, transform), batch_size=config.batch_size, shuffle=config.training
         )
 
-    @property
-    def _last(self) -> Literal["pad"]:
-        return "pad"  # that is, kept: though never padded
+    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
+        return frozenset()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["delivered"] and self._count(state["delivered"]):
-            raise InputError(
-                f"LOADER=baseline cannot go on inside an epoch (after {state['delivered']} of {len(self.ids)} "
-                "samples): its order is not kept anywhere. Begin anew."
-            )
-        super().load_state_dict(state)
+    def files(self) -> list[Path]:
+        return self.source.images.files()
 
-    def _produce(self, start: int) -> Generator[Batch, None, None]:
-        if start:  # of an epoch that is over: `load_state_dict` lets no other through
+    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
+        if next(requests, None) is None:  # of an epoch that is over
             return
         for images, labels in self.data_loader:
-            yield Batch(images.to(self.config.device, self.config.dtype), labels.to(self.config.device))
+            yield ExecutedBatch(images.to(self._device, self._dtype), labels=labels.to(self._device))
+
+    def execute(self, request: BatchRequest) -> ExecutedBatch:
+        raise NotImplementedError("the baseline reports no unreadable samples: its errors end the iteration")
 
 
 class PillowDataset(Dataset[tuple[Tensor, int]]):
@@ -74,10 +77,10 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
         return image, int(self.source.labels[index])
 
     def _image(self, index: int) -> Image.Image:
-        images = self.source.images
-        if isinstance(images, PixelArray):
-            return Image.fromarray(images.pixels[index])
-        with Image.open(images.describe(index)) as image:
+        decoded = self.source.images.decoded
+        if decoded is not None:
+            return Image.fromarray(decoded.pixels_of(index))
+        with Image.open(self.source.images.describe(index)) as image:
             return image.convert("RGB")
 
 
@@ -98,8 +101,18 @@ def staged_transforms(spec: PlanSpec) -> list[Any]:
 
 
 def _crop(crop: RandomResizedCrop | ResizeCenterCrop | PaddedRandomCrop) -> list[Any]:
-    if isinstance(crop, RandomResizedCrop):
-        return [transforms.RandomResizedCrop(crop.size, scale=crop.scale, ratio=crop.ratio)]
-    if isinstance(crop, PaddedRandomCrop):
-        return [transforms.Resize(crop.resize), transforms.RandomCrop(crop.size, padding=crop.padding)]
-    return [transforms.Resize(crop.resize), transforms.CenterCrop(crop.size)]
+    match crop:
+        case RandomResizedCrop():
+            return [transforms.RandomResizedCrop(crop.size, scale=crop.scale, ratio=crop.ratio)]
+        case PaddedRandomCrop():
+            return [transforms.Resize(crop.resize), transforms.RandomCrop(crop.size, padding=crop.padding)]
+        case ResizeCenterCrop():
+            return [transforms.Resize(crop.resize), transforms.CenterCrop(crop.size)]
+
+
+BACKEND = Backend(
+    "baseline",
+    "the ordinary loader (PIL, DataLoader without workers), to compare with",
+    BaselineExecutor,
+    follows_plans=False,
+)

@@ -4,7 +4,7 @@ FFCV's file format, its writer and its libjpeg-turbo and OpenCV bindings carry t
 kernel that holds no interpreter's lock (`ffcv_kernel`). Its own `Loader` is not run: an error in its thread is
 a silent hang, an early break leaves the thread behind, it sets torch's number of threads for the whole
 process, compiles anew for each loader (seconds), and overwrites a batch on the host while a GPU may still be
-copying it. The threads of the `torchvision` loader keep the promises instead; a batch is so many calls of the kernel.
+copying it. The threads of `torchvision` keep the promises instead; a task of theirs is one call of the kernel.
 """
 
 import threading
@@ -12,166 +12,176 @@ import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.host import HostLoader, PendingBatch
-from loaders.backends.kept import KeptLoader
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
+from loaders.backends.threads import MAX_SAMPLES_PER_TASK, ThreadedExecutor
+from loaders.config import LoaderConfig
 from loaders.errors import InputError, cause
-from loaders.loader import Batch, LoaderConfig
-from loaders.sources.base import ImageFiles, Source, digest
+from loaders.ops.decode import load_pixels
+from loaders.sources.base import Source, digest
 from loaders.sources.index import Progress
+from loaders.system.format import format_bytes
 from loaders.system.instrument import stage
-from loaders.system.machine import cache_folder, format_bytes
+from loaders.system.machine import cache_folder, usable_cores
 
 if TYPE_CHECKING:
     from loaders.backends.ffcv_file import Beton, Stored
 
 Resampling = Literal["exact", "area"]
-Photographs = Literal["jpeg", "raw"]
+"""The reference's pixels; or FFCV's own way, OpenCV's INTER_AREA."""
 
 
-class FFCVLoader(HostLoader, KeptLoader):
-    """Batches are the receiver's own.
+class FFCVExecutor:
+    """Writes or opens the .beton file when it is prepared.
 
-    The file lies under `cache_folder()`, by the source's fingerprint and its files' times. A JPEG goes into it as it
-    is, if that is to be (`photographs="jpeg"`) and it needs no turning; everything else as pixels.
+    The file lies under `cache_folder()`, named by the source's fingerprint and its files' times.
 
     Raises:
         InputError: when FFCV cannot be loaded, or the file cannot be written.
     """
 
-    name: ClassVar[str] = "ffcv"
-    summary: ClassVar[str] = "FFCV: images in one file, decoded and resized by compiled code on the CPU"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        return None if find_spec("ffcv") is not None else "FFCV is not installed: make setup-ffcv"
-
-    def __init__(
-        self,
-        source: Source,
-        config: LoaderConfig,
-        *,
-        resampling: Resampling = "exact",
-        photographs: Photographs = "jpeg",
-    ) -> None:
-        """
-        Args:
-            resampling: "exact" gives the reference's pixels; "area" is FFCV's own way, OpenCV's INTER_AREA.
-            photographs: how images from files are kept: "raw" saves decoding, and takes some ten times the room.
-        """
-        super().__init__(source, config)
+    def __init__(self, source: Source, config: LoaderConfig, *, resampling: Resampling = "exact") -> None:
+        self.source = source
         self._kernel, self._files = _libraries()
-        self._exact = resampling == "exact"
-        self._photographs = photographs
+        self._config, self._resampling = config, resampling
         # A file may be edited and keep its length, which the source's fingerprint does not see.
-        times = source.images.changed.astype("<i8").tobytes() if isinstance(source.images, ImageFiles) else b""
-        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-{photographs}-{digest(times)}.beton"
-        """The file; there once the loader is prepared."""
-        self._beton: Beton | None = None
-        self._scratch = threading.local()
+        files = source.images.encoded
+        times = b"" if files is None else files.changed.astype("<i8").tobytes()
+        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-jpeg-{digest(times)}.beton"
+        """The file; it exists once the executor is prepared."""
+        self._prepared: ThreadedExecutor | None = None
 
-    # --- the file --------------------------------------------------------------------------------
-
-    def prepare(self, progress: Progress | None = None) -> None:
-        if self._beton is not None:
-            return
+    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
+        unreadable: set[int] = set()
         try:
             with self._files.locked(self.path):
-                if not self._is_there():
-                    largest = 3 * int(self.source.sizes.astype(np.int64).prod(axis=1).max())
-                    self._files.write(self.path, self._stored(progress), len(self.source), largest)
-                    self._beton = self._files.Beton.open(self.path)
+                if (beton := self._opened()) is None:
+                    self._write(unreadable, report, progress)
+                    beton = self._files.Beton.open(self.path)
         except OSError as error:
             size = format_bytes(self.source.pixel_bytes)
             raise InputError(
-                f"LOADER=ffcv: {self.path} cannot be written ({cause(error)}): it may take up to {size}; "
+                f'`loader="ffcv"`: {self.path} cannot be written ({cause(error)}): it may take up to {size}; '
                 "SATURATE_CACHE names another folder"
             ) from error
+        reader = BetonReader(self.source, beton, self._kernel, exact=self._resampling == "exact")
+        self._prepared = ThreadedExecutor(self._config, reader)
+        return frozenset(unreadable)
 
-    def _is_there(self) -> bool:
-        """Opens the file, if it is there and has every image that the index knows to be good."""
+    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
+        assert self._prepared is not None
+        return self._prepared.run(requests)
+
+    def execute(self, request: BatchRequest) -> ExecutedBatch:
+        assert self._prepared is not None
+        return self._prepared.execute(request)
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    # --- the file --------------------------------------------------------------------------------
+
+    def _opened(self) -> "Beton | None":
+        """The file, if it exists and has every image that the index calls good."""
         try:
-            beton = self._files.Beton.open(self.path)
+            beton: Beton = self._files.Beton.open(self.path)
         except (FileNotFoundError, ValueError):
-            return False
+            return None
         present = ~np.isin(np.arange(len(self.source)), list(self.source.bad))
         fits = len(beton.images) == len(self.source) and np.array_equal(
             beton.images[present, 3:], self.source.sizes[present]
         )
-        self._beton = beton if fits else None
-        return fits
+        return beton if fits else None
 
-    def _stored(self, progress: Progress | None) -> "Iterator[Stored | None]":
-        """All images as they go into the file, read and decoded by threads, no more of them at a time than these."""
-        count = len(self.source)
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="saturate") as pool:
-            for first in range(0, count, 2 * self.workers):
-                part = range(first, min(first + 2 * self.workers, count))
-                yield from pool.map(self._store, part)
-                if progress is not None:
-                    progress(part.stop, count)
+    def _write(self, unreadable: set[int], report: ReportUnreadable, progress: Progress | None) -> None:
+        """Writes all images, read and decoded by threads; adds to `unreadable` those that cannot be read."""
+        workers, count = self._config.workers or usable_cores(), len(self.source)
 
-    def _store(self, index: int) -> "Stored | None":
-        """An image as it goes into the file: a JPEG as it is where that gives the same pixels here."""
-        if (pixels := self._decode_once(index)) is None:
+        def samples() -> "Iterator[Stored | None]":
+            with ThreadPoolExecutor(workers, thread_name_prefix="saturate") as pool:
+                for first in range(0, count, 2 * workers):  # no more of them in memory at a time
+                    part = range(first, min(first + 2 * workers, count))
+                    for index, stored in zip(part, pool.map(self._as_stored, part), strict=True):
+                        if isinstance(stored, str):
+                            unreadable.add(index)
+                            report(index, stored)
+                        yield None if isinstance(stored, str) else stored
+                    if progress is not None:
+                        progress(part.stop, count)
+
+        largest = 3 * int(self.source.sizes.astype(np.int64).prod(axis=1).max())
+        self._files.write(self.path, samples(), count, largest)
+
+    def _as_stored(self, index: int) -> "Stored | str | None":
+        """An image as it goes into the file: a JPEG as it is where that gives the same pixels here, else its pixels.
+
+        Returns:
+            None for an image that the index calls bad, and the reason for one that cannot be read any more.
+        """
+        source, files = self.source, self.source.images.encoded
+        if index in source.bad:
             return None
+        try:
+            pixels = load_pixels(source.images, index, size=tuple(source.stored_sizes[index].tolist()))
+            encoded = files.read(index) if files is not None and files.formats[index] == "JPEG" else None
+        except (OSError, ValueError) as error:
+            return cause(error)
         height, width = pixels.shape[:2]
         if max(height, width) > self._files.MOST_PIXELS_PER_SIDE:
-            raise InputError(f"LOADER=ffcv: {self.source.images.describe(index)}: {height} × {width} is too large")
-        images = self.source.images
-        if isinstance(images, ImageFiles) and self._photographs == "jpeg" and images.formats[index] == "JPEG":
-            data = np.frombuffer(images.read(index), np.uint8)
-            if self._kernel.decodes_to(data, pixels):
-                return self._as_stored(data, self._kernel.JPEG, height, width)
-        return self._as_stored(np.ascontiguousarray(pixels).reshape(-1), self._kernel.RAW, height, width)
-
-    def _as_stored(self, data: NDArray[np.uint8], mode: int, height: int, width: int) -> "Stored":
+            raise InputError(f'`loader="ffcv"`: {source.images.describe(index)}: {height} × {width} is too large')
+        data, mode = np.ascontiguousarray(pixels).reshape(-1), self._kernel.RAW
+        if encoded is not None:
+            jpeg = np.frombuffer(encoded, np.uint8)
+            if self._kernel.decodes_to(jpeg, pixels):
+                data, mode = jpeg, self._kernel.JPEG
         stored: Stored = self._files.Stored(data, mode, height, width)
         return stored
 
-    # --- batches ---------------------------------------------------------------------------------
 
-    def _produce(self, start: int) -> Generator[Batch, None, None]:
-        self.prepare()
-        yield from super()._produce(start)
+class BetonReader:
+    """Reads samples out of a .beton file."""
 
-    def _read(self, squares: Tensor, batch: PendingBatch, ids: NDArray[np.int64], places: range) -> None:
-        """Reads some of a batch's samples out of the file into `squares`; sets their labels."""
-        assert self._beton is not None
-        these = slice(places.start, places.stop)
-        plan, mine = batch.plan[these], ids[these]
-        flips = self._upload is None and plan.inner is None  # a GPU does it in passing
-        decodes = isinstance(self.source.images, ImageFiles) and self._photographs == "jpeg"
-        with stage("decode" if decodes else "resize"):  # the kernel does both; decoding takes longer
+    def __init__(self, source: Source, beton: "Beton", kernel: Any, *, exact: bool) -> None:
+        self.source = source
+        self._beton, self._kernel, self._exact = beton, kernel, exact
+        # The kernel decodes and resizes; decoding takes longer.
+        self._stage = stage("resize" if source.images.encoded is None else "decode")
+        self._scratch = threading.local()
+        # Read-only, as the arrays of plans are: numba compiles once for each kind of argument.
+        self._no_flips = np.zeros((MAX_SAMPLES_PER_TASK, 2), np.bool_)
+        self._no_flips.flags.writeable = False
+
+    def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> dict[int, str]:
+        plan = request.plan
+        with self._stage:
             failed = self._kernel.read_squares(
                 self._beton.data,
                 self._beton.images,
-                mine,
+                np.where(request.padded, -1, request.ids),
                 plan.box,
                 plan.resized,
                 plan.window,
-                plan.flip if flips else np.zeros_like(plan.flip),
+                plan.flip if flips else self._no_flips[: len(request)],
                 self._exact,
                 self._room(self._beton.most_bytes),
                 squares.permute(0, 2, 3, 1).numpy(),
             )
         if failed >= 0:
-            image = self.source.images.describe(int(mine[failed]))
-            raise InputError(f"LOADER=ffcv: {image} cannot be decoded from {self.path}: remove that file")
-        if flips:
-            batch.plan.flip[these] = False  # done
-        batch.labels[these] = torch.from_numpy(self._known_labels(mine))
+            image = self.source.images.describe(int(request.ids[failed]))
+            raise InputError(f'`loader="ffcv"`: {image} cannot be decoded from {self._beton.path}: remove that file')
+        return {}
 
-    def _room(self, wanted: int) -> NDArray[np.uint8]:
+    def _room(self, size: int) -> NDArray[np.uint8]:
         """This thread's memory to decode into; fresh memory would cost as much as a fifth of the decoding."""
         if not hasattr(self._scratch, "room"):
-            self._scratch.room = np.empty(wanted, np.uint8)
+            self._scratch.room = np.empty(size, np.uint8)
         room: NDArray[np.uint8] = self._scratch.room
         return room
 
@@ -181,12 +191,24 @@ def _libraries() -> tuple[Any, Any]:
     threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # both warn of what they themselves do in an old way
+            warnings.simplefilter("ignore")  # both use deprecated interfaces
             from loaders.backends import ffcv_file, ffcv_kernel
     except (ImportError, OSError, AttributeError) as error:
         raise InputError(
-            f"LOADER=ffcv: FFCV is installed and cannot be loaded ({error}): make setup-ffcv builds it anew"
+            f'`loader="ffcv"`: FFCV is installed and cannot be loaded ({error}): make setup-ffcv builds it anew'
         ) from error
     finally:
         torch.set_num_threads(threads)  # which FFCV sets to 1 when it is imported
     return ffcv_kernel, ffcv_file
+
+
+def missing() -> str | None:
+    return None if find_spec("ffcv") is not None else "FFCV is not installed: make setup-ffcv"
+
+
+BACKEND = Backend(
+    "ffcv",
+    "FFCV: images in one file, decoded and resized by compiled code on the CPU",
+    FFCVExecutor,
+    missing,
+)

@@ -1,141 +1,199 @@
-"""`resident`: all images as uint8 on the device, decoded once; plans are carried out there.
+"""`resident`: all images as uint8 on the device, decoded once; plans are executed there.
 
 What moves per batch is the plan. The first read gives what `torchvision` gives, to the bit, on every device:
-on a GPU by Triton's kernels where these can be had, else by plain torch; on a CPU by the threads of `torchvision`.
+on a GPU by Triton's kernels where these can be had, else by plain torch; on a CPU by threads.
 """
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.host import HostLoader
-from loaders.backends.kept import KeptLoader
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, Executor, ReportUnreadable
+from loaders.backends.threads import ThreadedExecutor
+from loaders.backends.torchvision import ImageReader
 from loaders.cache.build import with_pixel_cache
 from loaders.cache.pixel_cache import Preprocessing
-from loaders.errors import InputError
-from loaders.loader import Batch, LoaderConfig
+from loaders.config import LoaderConfig
+from loaders.errors import InputError, cause
+from loaders.ops.decode import load_pixels
 from loaders.ops.device_batch import finished_batch, fused_kernels
 from loaders.sampling.plan import Plan
-from loaders.sources.base import ImageFiles, PixelArray, Source
+from loaders.sources.base import Source
 from loaders.sources.index import Progress
-from loaders.system.machine import format_bytes, free_memory, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import free_memory, usable_cores
 
 _STAGED_BYTES = 64 << 20
 """Decoded images are gathered on the host in portions of this size, and one image at least."""
 
 
-class ResidentLoader(HostLoader, KeptLoader):
-    """Batches are the receiver's own. Under several ranks each holds a copy of the set.
+class ResidentPixels(NamedTuple):
+    """All images of a source on one device, one behind the other."""
 
-    With `LoaderConfig.from_cache` the images are those of the pixel cache, smaller, and are decoded only for that.
+    values: Tensor
+    """uint8 `[P, 3]`, row by row."""
+    starts: NDArray[np.int64]
+    """`[N]`: the place of each image's first pixel in `values`."""
+    sizes: NDArray[np.int32]
+    """`[N, 2]`: height and width."""
+
+    def load(self, index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
+        """An image in a CPU's memory, and its box; see `torchvision.LoadBox`."""
+        start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
+        image: NDArray[np.uint8] = self.values[start : start + height * width].view(height, width, 3).numpy()
+        return image, plan.box[row].tolist()
+
+
+class ResidentExecutor:
+    """Decodes everything when it is prepared. Under several ranks each holds a copy of the set.
 
     Raises:
         InputError: when the set does not fit into the device's free memory.
     """
 
-    name: ClassVar[str] = "resident"
-    summary: ClassVar[str] = "all images decoded once and kept on the device, which crops and resizes them"
-
-    def __init__(self, source: Source, config: LoaderConfig) -> None:
-        super().__init__(source, config)
+    def __init__(self, source: Source, config: LoaderConfig, *, from_cache: bool = False) -> None:
+        """`from_cache`: the images are those of the pixel cache, smaller, and are decoded only to build it."""
+        self.source = source
+        self._config = config
         self._preprocessing = Preprocessing(config.cache_size, config.scaled_decoding)
-        self._shrinks = config.from_cache and isinstance(source.images, ImageFiles)
-        copies = config.world_size if config.device.type == "cpu" else 1  # ranks share a CPU's memory, no GPU's
-        needed = self._preprocessing.cached_bytes(source.sizes) if self._shrinks else source.pixel_bytes
-        free = free_memory(config.device)
+        self._from_cache = from_cache and source.images.encoded is not None
+        self._prepared: Executor | None = None
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        source, device = self.source, self._config.device
+        copies = self._config.world_size if device.type == "cpu" else 1  # ranks share a CPU's memory, not a GPU's
+        needed = self._preprocessing.cached_bytes(source.sizes) if self._from_cache else source.pixel_bytes
+        free = free_memory(device)
         if copies * needed > free:
             times = f" × {copies} ranks" if copies > 1 else ""
             raise InputError(
-                f"LOADER=resident: {source.name} is {format_bytes(needed)} decoded{times}, and {config.device} has "
-                f"{format_bytes(free)} free: choose LOADER=torchvision, or streamed"
+                f'`loader="resident"`: {source.name} is {format_bytes(needed)} decoded{times}, and {device} has '
+                f'{format_bytes(free)} free: choose `loader="torchvision"`, or streamed'
             )
-        self._pixels: Tensor | None = None
-        self._kernels = fused_kernels(config.device)
 
-    def prepare(self, progress: Progress | None = None) -> None:
-        if self._pixels is None:
-            if self._shrinks:
-                self.source = with_pixel_cache(
-                    self.source, self._preprocessing, report_bad=self._report_bad, progress=progress
-                )
-            self._starts = np.concatenate([[0], np.cumsum(self.source.stored_sizes.astype(np.int64).prod(axis=1))])
-            with torch.inference_mode(False):
-                self._pixels = self._decoded(progress)
+    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
+        if self._from_cache:
+            self.source = with_pixel_cache(self.source, self._preprocessing, report=report, progress=progress)
+        workers = self._config.workers or usable_cores()
+        pixels, unreadable = decode_to_device(self.source, self._config.device, workers, report, progress)
+        self._prepared = executor_of_pixels(self.source, self._config, pixels)
+        return unreadable
 
-    def _decoded(self, progress: Progress | None) -> Tensor:
-        """All images, one behind the other: uint8 `[P, 3]` on the device."""
-        images, device = self.source.images, self.config.device
-        if isinstance(images, PixelArray):
-            return torch.from_numpy(np.require(images.pixels, requirements=["C", "W"])).view(-1, 3).to(device)
-        pixels = torch.empty((int(self._starts[-1]), 3), dtype=torch.uint8, device=device)
-        with ThreadPoolExecutor(self.config.workers or usable_cores(), thread_name_prefix="saturate") as pool:
-            for part in self._portions():
-                begin, end = self._starts[part.start], self._starts[part.stop]
-                staged = np.empty((end - begin, 3), np.uint8)
-                tasks = [pool.submit(self._stage, index, staged, begin) for index in part]
-                try:
-                    for task in tasks:
-                        task.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                pixels[begin:end] = torch.from_numpy(staged)
-                if progress is not None:
-                    progress(part.stop, len(self.source))
-        return pixels
+    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
+        assert self._prepared is not None
+        return self._prepared.run(requests)
 
-    def _portions(self) -> Iterator[range]:
-        """Samples that are decoded together."""
-        first = 0
-        while first < len(self.source):
-            fits = np.searchsorted(self._starts, self._starts[first] + _STAGED_BYTES // 3, "right") - 1
-            last = max(first + 1, int(fits))
-            yield range(first, last)
-            first = last
+    def execute(self, request: BatchRequest) -> ExecutedBatch:
+        assert self._prepared is not None
+        return self._prepared.execute(request)
 
-    def _stage(self, index: int, staged: NDArray[np.uint8], begin: int) -> None:
-        """Decodes one image to its place."""
-        if (pixels := self._decode_once(index)) is None:
-            return
-        at = self._starts[index] - begin
-        staged[at : at + pixels.shape[0] * pixels.shape[1]] = pixels.reshape(-1, 3)
+    def files(self) -> list[Path]:
+        return []
 
-    def _produce(self, start: int) -> Generator[Batch, None, None]:
-        self.prepare()
-        yield from self._carried_out(start) if self._on_device else super()._produce(start)
 
-    @property
-    def _on_device(self) -> bool:
-        """Whether plans are carried out for a batch at a time: on a CPU threads do it sooner, image by image."""
-        return self.config.device.type != "cpu" or self._kernels is not None
+def executor_of_pixels(source: Source, config: LoaderConfig, pixels: ResidentPixels) -> Executor:
+    """What executes plans on all pixels: a GPU a batch at a time, or a CPU's threads, which do it sooner."""
+    if config.device.type == "cpu":
+        return ThreadedExecutor(config, ImageReader(source, pixels.load))
+    return DeviceExecutor(source, config, pixels)
 
-    def _carried_out(self, start: int) -> Generator[Batch, None, None]:
-        for ids, plan in self.planned(start):
-            self._blacken(ids, plan)
-            yield Batch(self._images(self._present(ids), plan), self._labels(ids))
 
-    def _images(self, ids: NDArray[np.int64], plan: Plan) -> Tensor:
-        """The samples' finished images."""
-        assert self._pixels is not None
-        return finished_batch(
-            self._pixels,
-            self._starts[ids],
-            self.source.stored_sizes[ids, 1].astype(np.int64),
-            plan,
-            mean=self.config.mean,
-            std=self.config.std,
-            dtype=self.config.dtype,
-            kernels=self._kernels,
+class DeviceExecutor:
+    """Executes plans on the device that holds all pixels, a batch at a time."""
+
+    def __init__(self, source: Source, config: LoaderConfig, pixels: ResidentPixels) -> None:
+        self.source = source
+        self._pixels = pixels
+        self._finished = partial(
+            finished_batch,
+            mean=config.mean,
+            std=config.std,
+            dtype=config.dtype,
+            kernels=fused_kernels(config.device),
         )
 
-    def _load(self, index: int, plan: Plan, place: int) -> tuple[NDArray[np.uint8], list[int]]:
-        """An image that lies in a CPU's memory, for the threads of the `torchvision` loader, and its box."""
-        assert self._pixels is not None
-        first, (height, width) = int(self._starts[index]), self.source.stored_sizes[index].tolist()
-        pixels: NDArray[np.uint8] = self._pixels[first : first + height * width].view(height, width, 3).numpy()
-        return pixels, plan.box[place].tolist()
+    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
+        return frozenset()
+
+    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
+        for request in requests:
+            yield self.execute(request)
+
+    def execute(self, request: BatchRequest) -> ExecutedBatch:
+        values, starts, sizes = self._pixels
+        ids, plan = request.ids, request.plan_with_black_padding()
+        return ExecutedBatch(self._finished(values, starts[ids], sizes[ids, 1].astype(np.int64), plan))
+
+    def files(self) -> list[Path]:
+        return []
+
+
+def decode_to_device(
+    source: Source, device: torch.device, workers: int, report: ReportUnreadable, progress: Progress | None
+) -> tuple[ResidentPixels, frozenset[int]]:
+    """All images, decoded once, and the samples that turned out unreadable."""
+    sizes = source.stored_sizes
+    starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
+    decoded = source.images.decoded
+    if decoded is not None and source.images.sizes is None:  # an array in memory
+        array = np.require(decoded.flat()[0], requirements="W")
+        return ResidentPixels(torch.from_numpy(array).view(-1, 3).to(device), starts, sizes), frozenset()
+    values = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, device=device)
+    unreadable: set[int] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="saturate") as pool:
+        for portion in _portions(starts):
+            begin, end = starts[portion.start], starts[portion.stop]
+            staged = np.empty((end - begin, 3), np.uint8)
+            tasks = [(index, pool.submit(_decode, source, index, staged[starts[index] - begin :])) for index in portion]
+            try:
+                for index, task in tasks:
+                    if (reason := task.result()) is not None:
+                        unreadable.add(index)
+                        report(index, reason)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            values[begin:end] = torch.from_numpy(staged)
+            if progress is not None:
+                progress(portion.stop, len(source))
+    return ResidentPixels(values, starts, sizes), frozenset(unreadable)
+
+
+def _portions(starts: NDArray[np.int64]) -> Iterator[range]:
+    """Samples that are decoded together."""
+    first, count = 0, len(starts) - 1
+    while first < count:
+        fits = np.searchsorted(starts, starts[first] + _STAGED_BYTES // 3, "right") - 1
+        last = max(first + 1, int(fits))
+        yield range(first, last)
+        first = last
+
+
+def _decode(source: Source, index: int, out: NDArray[np.uint8]) -> str | None:
+    """Decodes an image to the beginning of `out` (`[n, 3]`). Returns why it cannot be read; None where it can.
+
+    What the index calls bad is left as it is: no epoch has it.
+    """
+    if index in source.bad:
+        return None
+    try:
+        pixels = load_pixels(source.images, index, size=tuple(source.stored_sizes[index].tolist()))
+    except (OSError, ValueError) as error:
+        return cause(error)
+    out[: pixels.shape[0] * pixels.shape[1]] = pixels.reshape(-1, 3)
+    return None
+
+
+BACKEND = Backend(
+    "resident",
+    "all images decoded once and stored on the device, which crops and resizes them",
+    ResidentExecutor,
+)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loaders.backends.host import antialiased
 from loaders.cache.pixel_cache import (
     MANIFEST,
     PIXELS,
@@ -35,13 +34,15 @@ from loaders.cache.pixel_cache import (
     root_of,
 )
 from loaders.errors import InputError, cause
+from loaders.ops.cpu_read import resize_antialiased
 from loaders.ops.decode import load_pixels
 from loaders.sources.base import CachedPixels, Source
 from loaders.sources.index import Progress
 from loaders.system.files import replacing
-from loaders.system.machine import compute_on_one_core, format_bytes, free_on_disk, usable_cores
+from loaders.system.format import format_bytes
+from loaders.system.machine import compute_on_one_core, free_on_disk, usable_cores
 
-ReportBad = Callable[[int, str], None]
+ReportUnreadable = Callable[[int, str], None]
 """Called with the id of a file that has gone bad since it was indexed, and the reason; may raise."""
 
 _PART = "pixels.npy.part"
@@ -56,14 +57,14 @@ def with_pixel_cache(
     source: Source,
     preprocessing: Preprocessing,
     *,
-    report_bad: ReportBad,
+    report: ReportUnreadable,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """The same samples of the same sizes, with kept pixels instead of files; they are made where there are none.
 
     Args:
-        report_bad: of what goes wrong now; what had gone bad before is in `CachedPixels.gone`.
+        report: of what goes wrong now; what had gone bad before is in `CachedPixels.unreadable`.
         workers: threads that decode; all usable cores, unless given.
         progress: called with how many images are done and how many there are.
 
@@ -72,10 +73,8 @@ def with_pixel_cache(
     """
     own = open_cache(source, Layout.of(source, preprocessing))
     found = find_cache(source, preprocessing) if own is None else own
-    if found is None or (own is not None and own.gone):  # what could not be read is tried again
-        found = build_cache(
-            source, preprocessing, report_bad=report_bad, workers=workers or usable_cores(), progress=progress
-        )
+    if found is None or (own is not None and own.unreadable):  # what could not be read is tried again
+        found = build_cache(source, preprocessing, report=report, workers=workers or usable_cores(), progress=progress)
     return replace(source, images=found)
 
 
@@ -83,7 +82,7 @@ def build_cache(
     source: Source,
     preprocessing: Preprocessing,
     *,
-    report_bad: ReportBad,
+    report: ReportUnreadable,
     workers: int,
     progress: Progress | None = None,
 ) -> CachedPixels:
@@ -93,8 +92,8 @@ def build_cache(
         layout.folder.mkdir(parents=True, exist_ok=True)
         with _alone(layout.folder, progress):
             found = open_cache(source, layout)
-            if found is None or found.gone:
-                _Build(source, layout, found, report_bad, progress).run(workers)
+            if found is None or found.unreadable:
+                _Build(source, layout, found, report, progress).run(workers)
             built = open_cache(source, layout)  # before another copy of the set, of other times, can take its place
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -133,16 +132,16 @@ class _Build:
         source: Source,
         layout: Layout,
         found: CachedPixels | None,
-        report_bad: ReportBad,
+        report: ReportUnreadable,
         progress: Progress | None,
     ) -> None:
         """`found`: a cache that is complete but for files that had gone bad."""
         self.source, self.layout = source, layout
-        self.report_bad, self.progress = report_bad, progress
+        self.report, self.progress = report, progress
         self.path = layout.folder / (PIXELS if found else _PART)
-        self.done, self.gone = len(source), dict(found.gone) if found else {}
+        self.done, self.unreadable = len(source), dict(found.unreadable) if found else {}
         if found is None:
-            self.done, self.gone = self._begun() or self._begin()
+            self.done, self.unreadable = self._begun() or self._begin()
         self._require_space()
 
     def _begun(self) -> tuple[int, dict[int, str]] | None:
@@ -206,7 +205,7 @@ class _Build:
 
     def _runs(self) -> Iterator[list[int]]:
         """What is to be decoded: what could not be before, then what comes next."""
-        yield from ([index] for index in list(self.gone))
+        yield from ([index] for index in list(self.unreadable))
         for first in range(self.done, len(self.source), _IMAGES_PER_TASK):
             yield list(range(first, min(first + _IMAGES_PER_TASK, len(self.source))))
 
@@ -239,10 +238,10 @@ class _Build:
         failed = task.result()
         for index in ids:
             if index in failed:
-                self.report_bad(index, failed[index])
-                self.gone[index] = failed[index]
+                self.report(index, failed[index])
+                self.unreadable[index] = failed[index]
             else:
-                self.gone.pop(index, None)
+                self.unreadable.pop(index, None)
         self.done = max(self.done, ids[-1] + 1)
         if self.progress is not None:
             self.progress(self.done, len(self.source))
@@ -250,7 +249,7 @@ class _Build:
     def _state(self) -> str:
         """How far it has come."""
         state = {"content": self.layout.content, "root": root_of(self.source), "images": len(self.source)}
-        return json.dumps(state | {"done": self.done, "gone": self.gone})
+        return json.dumps(state | {"done": self.done, "gone": self.unreadable})
 
     def _save(self, state: str) -> None:
         """Takes note of it, once what it says is on the disk."""
@@ -271,7 +270,7 @@ class _Build:
                 np.save(file, array)
         os.replace(self.path, folder / PIXELS)
         with replacing(folder / MANIFEST, durable=True) as part:
-            part.write_text(json.dumps(manifest_of(source, self.layout, self.gone), indent=1))
+            part.write_text(json.dumps(manifest_of(source, self.layout, self.unreadable), indent=1))
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
@@ -285,7 +284,7 @@ def resized(pixels: NDArray[np.uint8], room: NDArray[np.uint8]) -> NDArray[np.ui
         return np.ascontiguousarray(pixels)
     whole = np.require(pixels, requirements=["C", "W"])
     image, out = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (whole, room))
-    antialiased(image, list(room.shape[:2]), False, None, None, out=out)
+    resize_antialiased(image, list(room.shape[:2]), out)
     return room
 
 

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from loaders.errors import InputError, cause
 from loaders.sampling.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
-from loaders.system.machine import cache_folder, format_bytes
+from loaders.system.format import format_bytes
+from loaders.system.machine import cache_folder
 
 FORMAT = 1
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -73,21 +74,20 @@ class Layout:
 
     @classmethod
     def of(cls, source: Source, preprocessing: Preprocessing) -> "Layout":
-        """The source's images must be files."""
-        assert isinstance(source.images, ImageFiles)
-        wanted = preprocessing
-        name = f"{source.fingerprint}-{wanted.short_side}" + ("-scaled" if wanted.scaled_decoding else "")
-        sizes = wanted.cached_sizes(source.sizes)
+        """The layout for a source of image files."""
+        suffix = "-scaled" if preprocessing.scaled_decoding else ""
+        name = f"{source.fingerprint}-{preprocessing.short_side}{suffix}"
+        sizes = preprocessing.cached_sizes(source.sizes)
         offsets = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
         # A file may be edited and keep its length, which the source's fingerprint does not see. The times are no
         # part of it, as they differ between machines that hold the same data.
-        times, originals = source.images.changed.astype("<i8").tobytes(), source.sizes.astype("<i4").tobytes()
-        content = digest(json.dumps([FORMAT, source.fingerprint, asdict(wanted)]).encode(), times, originals)
+        times, originals = files_of(source).changed.astype("<i8").tobytes(), source.sizes.astype("<i4").tobytes()
+        content = digest(json.dumps([FORMAT, source.fingerprint, asdict(preprocessing)]).encode(), times, originals)
         folder, root = cache_folder() / "pixels" / name, root_of(source)
         own = folder.with_name(f"{name}-{digest(os.fsencode(root))}")
         if own.is_dir() or _is_of_another_copy(folder, root, content):
             folder = own
-        return cls(folder, wanted, sizes, offsets, content)
+        return cls(folder, preprocessing, sizes, offsets, content)
 
     @property
     def bytes(self) -> int:
@@ -95,10 +95,16 @@ class Layout:
         return int(self.offsets[-1])
 
 
+def files_of(source: Source) -> ImageFiles:
+    """The image files of a source that has some."""
+    files = source.images.encoded
+    assert files is not None
+    return files
+
+
 def root_of(source: Source) -> str:
     """Where the image files of a source lie."""
-    assert isinstance(source.images, ImageFiles)
-    return str(source.images.root.resolve())
+    return str(files_of(source).root.resolve())
 
 
 def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
@@ -106,9 +112,9 @@ def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
 
     What is of the same path has been edited, and a copy that is gone wants no cache any more: those are replaced.
     """
-    told = read_json(folder / MANIFEST) or read_json(folder / PROGRESS)
-    theirs = told.get("root", root)
-    return told.get("content") != content and theirs != root and os.path.isdir(theirs)
+    found = read_json(folder / MANIFEST) or read_json(folder / PROGRESS)
+    theirs = found.get("root", root)
+    return found.get("content") != content and theirs != root and os.path.isdir(theirs)
 
 
 def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
@@ -117,12 +123,11 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
     Raises:
         InputError: when there is one that cannot be mapped into memory.
     """
-    assert isinstance(source.images, ImageFiles)
     manifest = read_json(layout.folder / MANIFEST)
     if manifest.get("content") != layout.content:
         return None
     try:
-        pixels, mapping, origin = _mapped(layout.folder / PIXELS)
+        pixels, mapping, offset = _mapped(layout.folder / PIXELS)
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:
@@ -131,8 +136,17 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
             f"(ulimit -v) must leave room for its {format_bytes(layout.bytes)}; SATURATE_CACHE names another place, "
             "and LOADER=torchvision keeps nothing."
         ) from error
-    gone = {int(index): reason for index, reason in manifest["gone"].items()}
-    return CachedPixels(source.images, pixels, layout.offsets[:-1], layout.sizes, mapping, origin, gone)
+    unreadable = {int(index): reason for index, reason in manifest["gone"].items()}
+    return CachedPixels(
+        files_of(source),
+        layout.folder / PIXELS,
+        pixels,
+        layout.offsets[:-1],
+        layout.sizes,
+        mapping,
+        offset,
+        unreadable,
+    )
 
 
 def find_cache(source: Source, preprocessing: Preprocessing) -> CachedPixels | None:
@@ -146,13 +160,13 @@ def find_cache(source: Source, preprocessing: Preprocessing) -> CachedPixels | N
     return None if found is None else found.select(ids)
 
 
-def will_need(cached: CachedPixels, ids: NDArray[np.int64]) -> None:
+def read_ahead(cached: CachedPixels, ids: NDArray[np.int64]) -> None:
     """Lets the system read these images from the disk, if it has to, and does not wait for them.
 
     Cold, from the disk, images of 261 kB came at 0.7 to 0.95 GB/s so, and at 0.25 without; of pages that are in
     memory already, about a tenth of the pace is lost.
     """
-    begins = cached.origin + cached.starts[ids]
+    begins = cached.offset + cached.starts[ids]
     pages = begins // mmap.PAGESIZE * mmap.PAGESIZE
     lengths = begins + 3 * cached.sizes[ids].astype(np.int64).prod(axis=1) - pages
     for page, length in zip(pages.tolist(), lengths.tolist(), strict=True):
@@ -160,14 +174,14 @@ def will_need(cached: CachedPixels, ids: NDArray[np.int64]) -> None:
 
 
 def expect_random_reads(cached: CachedPixels) -> None:
-    """For a set larger than memory: nothing is read that was not asked for by `will_need`.
+    """For a set larger than memory: nothing is read that was not asked for by `read_ahead`.
 
     Without that, pages would come one by one: 0.05 GB/s.
     """
     cached.mapping.madvise(mmap.MADV_RANDOM)
 
 
-def manifest_of(source: Source, layout: Layout, gone: dict[int, str]) -> dict[str, Any]:
+def manifest_of(source: Source, layout: Layout, unreadable: dict[int, str]) -> dict[str, Any]:
     """What `manifest.json` says."""
     return {
         "format": FORMAT,
@@ -182,7 +196,7 @@ def manifest_of(source: Source, layout: Layout, gone: dict[int, str]) -> dict[st
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "pillow", "simplejpeg")},
         "bad": [asdict(source.bad_image(index, reason)) for index, reason in source.bad.items()],
-        "gone": {str(index): reason for index, reason in gone.items()},
+        "gone": {str(index): reason for index, reason in unreadable.items()},
     }
 
 

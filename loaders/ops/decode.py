@@ -8,7 +8,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from loaders.sources.base import ImageFiles, Images
+from loaders.sources.base import ImageStore
 from loaders.sources.pillow import as_rgb
 from loaders.system.instrument import stage
 
@@ -24,7 +24,7 @@ _ROWS_BELOW = 2  # that count: colour at half the resolution is interpolated wit
 
 
 def load_pixels(
-    images: Images,
+    images: ImageStore,
     index: int,
     *,
     size: tuple[int, int] | None = None,
@@ -41,11 +41,13 @@ def load_pixels(
     Raises:
         OSError, ValueError: when the file cannot be read or decoded, or is not of `size`.
     """
-    if not isinstance(images, ImageFiles):
-        return images.pixels_of(index)
+    files = images.encoded
+    if files is None:
+        assert images.decoded is not None
+        return images.decoded.pixels_of(index)
     with stage("read"):
-        data, orientation = images.read(index), int(images.orientations[index])
-    if images.formats[index] in _JPEG_FORMATS and images.modes[index] in _JPEG_MODES:
+        data, orientation = files.read(index), int(files.orientations[index])
+    if files.formats[index] in _JPEG_FORMATS and files.modes[index] in _JPEG_MODES:
         if at_least is not None and orientation >= 5:
             at_least = at_least[1], at_least[0]
         top = (rows, size[0]) if rows is not None and size is not None and orientation in _TOP_STAYS_TOP else None

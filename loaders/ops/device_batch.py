@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.ops import reference, resample
+from loaders.ops import resample
+from loaders.ops.finish import finish
 from loaders.sampling.plan import Plan
 from loaders.system.instrument import stage
 from loaders.system.machine import can_compile
@@ -50,4 +51,4 @@ def finished_batch(
             return images
     with stage("resize"):
         squares = resample.first_reads(pixels, starts, widths, plan)
-    return reference.finish(squares, plan, mean=mean, std=std, dtype=dtype)
+    return finish(squares, plan, mean=mean, std=std, dtype=dtype)

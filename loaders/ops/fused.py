@@ -20,9 +20,10 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.ops import kernels, reference, resample
+from loaders.ops import kernels, resample
+from loaders.ops.finish import second_read_places
 from loaders.ops.transfer import sent
-from loaders.sampling.plan import Plan
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 
 _SPAN = 128
 """Places whose weights one program draws up at once."""
@@ -39,11 +40,11 @@ def batches(
     widths: NDArray[np.int64],
     plan: Plan,
     *,
-    mean: Sequence[float] = reference.IMAGENET_MEAN,
-    std: Sequence[float] = reference.IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The finished batch of B images that lie one behind the other; equals `resample` and `reference.finish`.
+    """The finished batch of B images that lie one behind the other; equals `resample` and `finish.finish`.
 
     Bit for bit without a second read, up to what float32 rounds otherwise on a GPU: one unit in the last place of
     `dtype`. With one, up to one grey level where a bilinear value lies in the middle between two. With colour, up to a
@@ -53,7 +54,7 @@ def batches(
         pixels: uint8 `[P, 3]`: all pixels of all images, row by row.
         starts: `[B]`: the place of each image's first pixel.
         widths: `[B]`, pixels.
-        mean, std, dtype: as for `reference.finish`.
+        mean, std, dtype: as for `finish.finish`.
 
     Returns:
         `[B, 3, S, S]` of `dtype`, channels-last, on the device of `pixels`.
@@ -68,10 +69,10 @@ def batches(
 
 
 class _Finishing:
-    """What becomes of a pixel in the end: itself as uint8, or normalised as `reference.normalise` does."""
+    """What becomes of a pixel in the end: itself as uint8, or normalised as `finish.normalize` does."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
-        self.dtype, self.normalises = dtype, dtype != torch.uint8
+        self.dtype, self.normalizes = dtype, dtype != torch.uint8
         self.numbers = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
 
 
@@ -91,7 +92,7 @@ def _first_reads(
     kernels.weigh[count, 2](geometry, weights, first, shift, side, taps, _SPAN, enable_fp_fusion=False)
     out = torch.empty((count, side, side, 3), dtype=finishing.dtype, device=device)
     kernels.read[_grid(side, count, _READ_TILE)](
-        pixels, geometry, weights, first, shift, out, side, taps, *finishing.numbers, finishing.normalises,
+        pixels, geometry, weights, first, shift, out, side, taps, *finishing.numbers, finishing.normalizes,
         *_READ_TILE, enable_fp_fusion=False,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
@@ -100,11 +101,11 @@ def _first_reads(
 def _second_reads(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     """The second read of uint8 squares `[B, 3, S1, S1]`, flipped and finished."""
     count, device = len(plan), squares.device
-    x, y, to_frame = (sent(array, device) for array in reference.second_read_places(plan))
+    x, y, to_frame = (sent(array, device) for array in second_read_places(plan))
     flip = sent(np.ascontiguousarray(plan.flip, np.int32), device)
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     kernels.turn[_grid(plan.size, count, _TURN_TILE)](
-        squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalises,
+        squares, x, y, to_frame, flip, out, plan.read_size, plan.size, *finishing.numbers, finishing.normalizes,
         *_TURN_TILE, enable_fp_fusion=False,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
@@ -122,7 +123,7 @@ def _colored(squares: Tensor, plan: Plan, finishing: _Finishing) -> Tensor:
     out = torch.empty((count, plan.size, plan.size, 3), dtype=finishing.dtype, device=device)
     for measures in (True, False):
         kernels.color[parts, count](
-            squares, factors, order, sums, out, pixels, *finishing.numbers, finishing.normalises, measures,
+            squares, factors, order, sums, out, pixels, *finishing.numbers, finishing.normalizes, measures,
             triton.next_power_of_2(parts), _COLOR_SPAN, enable_fp_fusion=False,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -77,9 +77,9 @@ def weigh(geometry, weights, first, shift, side, taps, SPAN: tl.constexpr):
 
 
 @triton.jit
-def _finished(pixels, channel, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr):
+def _finished(pixels, channel, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr):
     """Normalised, where that is wanted; pixels 0–255 of any dtype."""
-    if NORMALISES:
+    if NORMALIZES:
         factor = tl.where(channel == 0, f0, tl.where(channel == 1, f1, f2))
         offset = tl.where(channel == 0, o0, tl.where(channel == 1, o1, o2))
         pixels = tl.fma(pixels.to(tl.float32), factor, offset)
@@ -88,7 +88,7 @@ def _finished(pixels, channel, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr)
 
 @triton.jit(do_not_specialize=["taps"])
 def read(
-    pixels, geometry, weights, first, shift, out, side, taps, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr,
+    pixels, geometry, weights, first, shift, out, side, taps, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     LINES: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sample's first read: along the rows, rounded to uint8, then along the columns, as ATen does."""
@@ -133,7 +133,7 @@ def read(
         total += blended * tl.load(weights_down + (tap_down * side + row), belongs, 0).to(tl.int32)
     inside = (y + row >= 0) & (y + row < high) & (x + column >= 0) & (x + column < broad)
     total = tl.where(inside, _to_pixel(total, bits_down), 0)
-    finished = _finished(total, channel, f0, f1, f2, o0, o1, o2, NORMALISES)
+    finished = _finished(total, channel, f0, f1, f2, o0, o1, o2, NORMALIZES)
     square = out + sample.to(tl.int64) * side * side * 3
     tl.store(square + (line * side * 3 + value), finished.to(out.dtype.element_ty), (line < side) & (value < 3 * side))
 
@@ -146,7 +146,7 @@ def _to_pixel(total, bits):
 
 @triton.jit
 def turn(
-    squares, x, y, to_frame, flip, out, side, size, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr,
+    squares, x, y, to_frame, flip, out, side, size, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     LINES: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sample's second read, with the arithmetic of `torch.nn.functional.grid_sample`."""
@@ -170,7 +170,7 @@ def turn(
         share = (right_share if corner % 2 else left + 1 - at_x) * (lower_share if corner // 2 else upper + 1 - at_y)
         total += tl.load(square + ((place_y * side + place_x) * 3 + channel), inside, 0).to(tl.float32) * share
     rounded = tl.minimum(tl.maximum(_rounded(total), 0.0), 255.0)
-    finished = _finished(rounded, channel, f0, f1, f2, o0, o1, o2, NORMALISES)
+    finished = _finished(rounded, channel, f0, f1, f2, o0, o1, o2, NORMALIZES)
     square = out + sample * size * size * 3
     tl.store(square + (line * size * 3 + value), finished.to(out.dtype.element_ty), (line < size) & (value < 3 * size))
 
@@ -183,10 +183,10 @@ def _rounded(values):
 
 @triton.jit
 def color(
-    squares, factors, order, sums, out, pixels, f0, f1, f2, o0, o1, o2, NORMALISES: tl.constexpr,
+    squares, factors, order, sums, out, pixels, f0, f1, f2, o0, o1, o2, NORMALIZES: tl.constexpr,
     MEASURES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Some pixels of one sample, with the arithmetic of `reference.jitter_color`; launched twice.
+    """Some pixels of one sample, with the arithmetic of `finish.jitter_color`; launched twice.
 
     First to measure (`MEASURES`): the sum of their grey when contrast's turn has come goes to `sums`. Then, as the
     sums tell the mean of the whole image, to write the result.
@@ -232,9 +232,9 @@ def color(
                 _from_hue(1 + sixths, value, chroma),
             )
     if not MEASURES:
-        _put(red, 0, sample * pixels + place, inside, out, f0, o0, NORMALISES)
-        _put(green, 1, sample * pixels + place, inside, out, f1, o1, NORMALISES)
-        _put(blue, 2, sample * pixels + place, inside, out, f2, o2, NORMALISES)
+        _put(red, 0, sample * pixels + place, inside, out, f0, o0, NORMALIZES)
+        _put(green, 1, sample * pixels + place, inside, out, f1, o1, NORMALIZES)
+        _put(blue, 2, sample * pixels + place, inside, out, f2, o2, NORMALIZES)
 
 
 @triton.jit
@@ -257,8 +257,8 @@ def _from_hue(sixths, value, chroma):
 
 
 @triton.jit
-def _put(values, channel, place, inside, out, factor, offset, NORMALISES: tl.constexpr):
+def _put(values, channel, place, inside, out, factor, offset, NORMALIZES: tl.constexpr):
     """One channel of some pixels, 0–1: normalised, or as whole levels."""
     levels = values * 255
-    levels = tl.fma(levels, factor, offset) if NORMALISES else _rounded(levels)
+    levels = tl.fma(levels, factor, offset) if NORMALIZES else _rounded(levels)
     tl.store(out + place * 3 + channel, levels.to(out.dtype.element_ty), inside)

@@ -1,14 +1,16 @@
-"""Carries plans out in plain torch, on any device: the yardstick that every backend is compared with.
+"""The reference: carries plans out in plain torch on a CPU, one image at a time.
 
-    image ─ first_read ─► uint8 square ─ finish: second read · flip · colour · normalise ─► batch
+    image ─► first read ─► second read ─► flips ─► color ─► normalization ─► finished image
 
-Written for clarity. The first read works on one image, as images differ in size; the rest on whole
-batches. Between the stages pixels are uint8, as they are in torchvision's and Pillow's pipelines,
-so that a backend may hand over at that point.
+Every executor is compared with this module, and the tests check each of its steps against Pillow, torchvision or a
+closed form. It is written to be obviously right, not to be fast, and shares no code with what it is compared with:
+production code does not import it, and it imports none of `finish`, `resample` and `fused`.
+
+Pixels are uint8 up to the flips. Color and normalization are computed in float32.
 """
 
+import math
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -16,219 +18,192 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from loaders.ops.transfer import sent
-from loaders.sampling.plan import Plan
-from loaders.system.instrument import stage
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 
 
 def execute(
-    images: Sequence[Tensor],
+    images: Sequence[NDArray[np.uint8]],
     plan: Plan,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The finished batch `[B, 3, S, S]`, channels-last, of B images (uint8 `[3, H, W]`) and their plans."""
-    squares = torch.stack([first_read(image, plan, row) for row, image in enumerate(images)])
-    return finish(squares.contiguous(memory_format=torch.channels_last), plan, mean=mean, std=std, dtype=dtype)
-
-
-@stage("augment")
-def finish(
-    squares: Tensor,
-    plan: Plan,
-    *,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
-) -> Tensor:
-    """What remains after the first read: second read, flips, colour, normalisation.
+    """Finishes the B images of a plan, each by itself.
 
     Args:
-        squares: uint8 `[B, 3, S1, S1]`, channels-last.
-        mean, std: per channel, of pixel values scaled to 0–1.
-        dtype: of the result; uint8 leaves normalising to whoever receives the pixels.
-        out: where the result is to be written; may be `squares`, if that has its shape and dtype.
+        images: B decoded images, `[H, W, 3]` each.
+        plan: The plans of these images, in the same order.
+        mean, std, dtype: As for `execute_one`.
 
     Returns:
-        `[B, 3, S, S]` of `dtype`, channels-last, on the device of `squares`.
+        `[B, 3, S, S]` of `dtype`, channels-last.
     """
+    assert len(images) == len(plan)
+    finished = [execute_one(image, plan, row, mean=mean, std=std, dtype=dtype) for row, image in enumerate(images)]
+    return torch.stack(finished).contiguous(memory_format=torch.channels_last)
+
+
+def execute_one(
+    image: NDArray[np.uint8],
+    plan: Plan,
+    row: int,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Finishes one image by one row of a plan.
+
+    Args:
+        image: The decoded image, `[H, W, 3]`, upright.
+        mean, std: Per channel, of pixel values scaled to 0–1.
+        dtype: The result's dtype. With uint8, pixels are rounded to whole levels and not normalized.
+
+    Returns:
+        `[3, S, S]` of `dtype`.
+    """
+    pixels = first_read(torch.tensor(image).permute(2, 0, 1), plan, row)
     if plan.inner is not None:
-        squares = second_read(squares, plan)
-    squares = flip(squares, plan)
+        pixels = second_read(pixels, plan, row)
+    pixels = flip(pixels, plan, row)
     if plan.color is not None:
-        pixels = jitter_color(squares.float() / 255, plan) * 255
-        squares = pixels.round_().to(torch.uint8) if dtype == torch.uint8 else pixels
-    if dtype != torch.uint8:
-        return normalise(squares, mean, std, dtype, out)
-    return squares if out is None or out is squares else out.copy_(squares)
+        pixels = jitter_color(pixels.float() / 255, plan, row) * 255
+    if dtype == torch.uint8:
+        return pixels.round().to(torch.uint8)
+    return normalize(pixels, mean, std).to(dtype)
+
+
+# --- geometry ------------------------------------------------------------------------------------
 
 
 def first_read(image: Tensor, plan: Plan, row: int) -> Tensor:
-    """Box → resize → window of one image: uint8 `[3, H, W]` → uint8 `[3, S1, S1]`.
+    """Cuts the plan's box out of the image, resizes it with antialiasing and takes the window of the result.
 
-    Bilinear with antialiasing. On the CPU this is ATen's uint8 resampling, the one torchvision uses
-    there, bit for bit; elsewhere it is done in float32 and rounded, up to one level away.
+    The resizing is torch's own of uint8 on a CPU, which torchvision uses, too. The window is black where it leaves the
+    resized box.
+
+    Args:
+        image: uint8 `[3, H, W]`.
+
+    Returns:
+        uint8 `[3, S1, S1]`, where S1 is the plan's `read_size`.
     """
     top, left, height, width = plan.box[row].tolist()
-    part = image[None, :, top : top + height, left : left + width]
-    working = part if part.device.type == "cpu" else part.float()
-    resized = functional.interpolate(working, tuple(plan.resized[row].tolist()), mode="bilinear", antialias=True)
-    if resized.is_floating_point():
-        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return _window(resized[0], plan.window[row].tolist(), plan.read_size)
+    box = image[:, top : top + height, left : left + width]
+    tall, wide = plan.resized[row].tolist()
+    resized = functional.interpolate(box[None], (tall, wide), mode="bilinear", antialias=True)[0]
+    y, x = (corner + torch.arange(plan.read_size) for corner in plan.window[row].tolist())
+    inside_y, inside_x = (y >= 0) & (y < tall), (x >= 0) & (x < wide)
+    window: Tensor = resized[:, y.clamp(0, tall - 1)][:, :, x.clamp(0, wide - 1)]
+    return window.mul(inside_y[:, None] & inside_x)
 
 
-def _window(image: Tensor, corner: tuple[int, int], size: int) -> Tensor:
-    """The square whose top left is `corner`, black where it leaves the image `[3, H, W]`."""
-    height, width = image.shape[1:]
-    top, left = corner
-    above, before = max(-top, 0), max(-left, 0)
-    below, behind = max(top + size - height, 0), max(left + size - width, 0)
-    framed = functional.pad(image, (before, behind, above, below))
-    return framed[:, top + above : top + above + size, left + before : left + before + size]
+def second_read(square: Tensor, plan: Plan, row: int) -> Tensor:
+    """Reads the plan's inner box of a rotated square, in one bilinear interpolation of the square.
 
+    Each pixel of the result belongs to a place in the inner box. That place is moved to the centers of the box's outer
+    pixels if it lies beyond them, as a resize does, and turned back about the center of the square: there the square
+    is interpolated. Beyond the square all is black.
 
-def second_read(squares: Tensor, plan: Plan) -> Tensor:
-    """Inner box and rotation in one bilinear read: uint8 `[B, 3, S1, S1]` → uint8 `[B, 3, S, S]`.
+    Args:
+        square: uint8 `[3, S1, S1]`.
 
-    A pixel of the result lies somewhere in the inner box; its place there (clamped to the box's outer
-    pixel centres, as a resize does), turned back about the square's centre, is where it is read.
-    Black beyond the square.
-    """
-    x, y, (cos, sin) = (sent(array, squares.device) for array in second_read_places(plan))
-    x, y, cos, sin = x[:, None, :], y[:, :, None], cos[:, None, None], sin[:, None, None]
-    grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
-    read = functional.grid_sample(squares.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return read.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def second_read_places(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Where the second read looks: x and y before the rotation, `[B, S]`, and the rotation's cosine and sine, `[2, B]`.
-
-    In pixels from the square's centre; cosine and sine also take these to `grid_sample`'s frame of -1 to 1.
-    Drawn up in float64 on the host and moved as float32: a thousandth of a pixel matters to nobody.
+    Returns:
+        uint8 `[3, S, S]`.
     """
     assert plan.inner is not None
     assert plan.angle is not None
-    side = plan.read_size
-    top, left, height, width = (plan.inner.T[:, :, None]).astype(np.float64)
-    places = (np.arange(plan.size) + 0.5) / plan.size
-    y = top + np.clip(places * height, 0.5, height - 0.5) - side / 2
-    x = left + np.clip(places * width, 0.5, width - 0.5) - side / 2
-    radians = np.deg2rad(plan.angle)
-    to_frame = np.stack([np.cos(radians), np.sin(radians)]) * 2 / side
-    return x.astype(np.float32), y.astype(np.float32), to_frame.astype(np.float32)
+    top, left, height, width = plan.inner[row].tolist()
+    # Places in the inner box, in pixels from the center of the square.
+    share = (torch.arange(plan.size, dtype=torch.float64) + 0.5) / plan.size
+    y = (top + (share * height).clamp(0.5, height - 0.5) - plan.read_size / 2).float()[:, None]
+    x = (left + (share * width).clamp(0.5, width - 0.5) - plan.read_size / 2).float()[None, :]
+    # In `grid_sample`, -1 and 1 are the square's edges.
+    radians, edge = math.radians(float(plan.angle[row])), plan.read_size / 2
+    cos, sin = torch.tensor([math.cos(radians) / edge, math.sin(radians) / edge])
+    grid = torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+    turned = functional.grid_sample(square[None].float(), grid[None], mode="bilinear", align_corners=False)[0]
+    return turned.round().clamp(0, 255).to(torch.uint8)
 
 
-def flip(squares: Tensor, plan: Plan) -> Tensor:
-    """Flips the samples whose plan says so; uint8 `[B, 3, S, S]` in and out, the input left as it was."""
-    for column, dimension in ((0, -1), (1, -2)):
-        rows = np.flatnonzero(plan.flip[:, column])
-        if len(rows):
-            at = sent(rows, squares.device)
-            flipped = squares[at].flip(dimension)
-            squares = squares.clone()
-            squares[at] = flipped
-    return squares
+def flip(square: Tensor, plan: Plan, row: int) -> Tensor:
+    """Mirrors `[3, S, S]` left to right, top to bottom, or both, as the plan says."""
+    horizontal, vertical = plan.flip[row].tolist()
+    if horizontal:
+        square = square.flip(2)
+    if vertical:
+        square = square.flip(1)
+    return square
 
 
-_BLOCK = 2
-"""Images normalised at once on a CPU, in memory that stays in its cache and is used again for the next ones: with 16 in
-fresh memory, an image of 224 px took 436 µs instead of 64."""
+# --- color: torchvision's definitions for floating-point images ----------------------------------
 
 
-def normalise(
-    squares: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, out: Tensor | None = None
-) -> Tensor:
-    """(pixels / 255 - mean) / std, computed in float32.
-
-    Args:
-        squares: `[B, 3, S, S]`, channels-last, pixels 0–255 in any dtype.
-        out: `[B, 3, S, S]` of `dtype`, channels-last, to write into.
-    """
-    if out is None:
-        out = torch.empty_like(squares, dtype=dtype, memory_format=torch.channels_last)
-    # A row of pixels at a time, 224 × 3 values: with three at a time, one per channel, it takes 4 times as long.
-    factor, offset = _factor_and_offset(tuple(mean), tuple(std), squares.shape[-1], squares.device)
-    rows, finished = squares.permute(0, 2, 3, 1).reshape(-1, len(factor)), out.permute(0, 2, 3, 1).view(-1, len(factor))
-    at_once = min(len(rows), _BLOCK * squares.shape[-2]) if squares.device.type == "cpu" else len(rows)
-    float32 = None if dtype == torch.float32 else rows.new_empty((at_once, len(factor)), dtype=torch.float32)
-    for read, written in zip(rows.split(at_once), finished.split(at_once), strict=True):
-        working = written if float32 is None else float32[: len(read)]
-        torch.addcmul(offset, working.copy_(read), factor, out=working)
-        if working is not written:
-            written.copy_(working)
-    return out
-
-
-@cache
-def _factor_and_offset(
-    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """For a row of pixels, `[width * 3]` each; kept, as sending them anew would let the host wait for the GPU."""
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    with torch.inference_mode(False):
-        factor, offset = (torch.tensor(values * width, device=device) for values in (scale, shift))
-    return factor, offset
-
-
-# --- colour: torchvision's definitions for floating-point images ---------------------------------
-
-
-def jitter_color(images: Tensor, plan: Plan) -> Tensor:
-    """Brightness, contrast, saturation and hue, each sample in its own order: float `[B, 3, S, S]`, 0–1."""
+def jitter_color(image: Tensor, plan: Plan, row: int) -> Tensor:
+    """Adjusts brightness, contrast, saturation and hue in the plan's order: `[3, S, S]`, floating-point, 0–1."""
     assert plan.color is not None
     assert plan.color_order is not None
-    images = images.clone(memory_format=torch.channels_last)
-    for place in range(4):
-        for which, adjust in enumerate((brightness, contrast, saturation, hue)):
-            rows = np.flatnonzero(plan.color_order[:, place] == which)
-            if len(rows):
-                factor = sent(plan.color[rows, which].astype(np.float32), images.device)
-                at = sent(rows, images.device)
-                images[at] = adjust(images[at], factor[:, None, None, None])
-    return images
+    factors = plan.color[row].astype(np.float32).tolist()
+    for which in plan.color_order[row].tolist():
+        adjust = (brightness, contrast, saturation, hue)[which]
+        image = adjust(image, factors[which])
+    return image
 
 
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with black; 1 leaves `[B, 3, H, W]` as it is."""
-    return (images * factor).clamp(0, 1)
+def brightness(image: Tensor, factor: float) -> Tensor:
+    """Scales `[3, H, W]`; 0 is black, 1 leaves it as it is."""
+    return (image * factor).clamp(0, 1)
 
 
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the mean of the grey image; 1 leaves `[B, 3, H, W]` as it is."""
-    return torch.lerp(grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor).clamp(0, 1)
+def contrast(image: Tensor, factor: float) -> Tensor:
+    """Interpolates between the mean of the gray image (0) and the image `[3, H, W]` (1), or extrapolates."""
+    return torch.lerp(gray(image).mean(), image, factor).clamp(0, 1)
 
 
-def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the grey image; 1 leaves `[B, 3, H, W]` as it is."""
-    return torch.lerp(grey(images), images, factor).clamp(0, 1)
+def saturation(image: Tensor, factor: float) -> Tensor:
+    """Interpolates between the gray image (0) and the image `[3, H, W]` (1), or extrapolates."""
+    return torch.lerp(gray(image), image, factor).clamp(0, 1)
 
 
-def grey(images: Tensor) -> Tensor:
-    """Luma by ITU-R 601-2 with torchvision's coefficients: `[B, 3, H, W]` → `[B, 1, H, W]`."""
-    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+def gray(image: Tensor) -> Tensor:
+    """Luma by ITU-R BT.601 with torchvision's coefficients: `[3, H, W]` → `[H, W]`."""
+    red, green, blue = image
+    luma: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return luma
 
 
-def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of `[B, 3, H, W]` by `shift` turns (`[B, 1, 1, 1]`), by way of HSV."""
-    value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
-    chroma = value - low
-    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    safe = torch.where(chroma > 0, chroma, 1)
+def hue(image: Tensor, shift: float) -> Tensor:
+    """Turns the hue of `[3, H, W]` by a share of a full turn; value and chroma stay.
+
+    In sixths of a turn from red, a channel of HSV at `hue` is `value - chroma * min(k, 4 - k, 1)`, but no more than
+    `value`, where k is `hue` plus 5 for red, 3 for green and 1 for blue, modulo 6.
+    """
+    red, green, blue = image
+    value, chroma = image.amax(0), image.amax(0) - image.amin(0)
+    divisor = torch.where(chroma > 0, chroma, 1)
     sixths = torch.where(
         value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    # Back to RGB: each channel falls from `value` by `chroma` along a trapezoid of the hue, a third of a turn apart.
-    k = torch.cat([(corner + sixths + 6 * shift) % 6 for corner in (5, 3, 1)], dim=1)
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + sixths + 6 * shift) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels)
+
+
+# --- normalization -------------------------------------------------------------------------------
+
+
+def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Computes `(pixels / 255 - mean) / std` as `pixels * factor + offset`: `[3, S, S]`, 0–255 → float32.
+
+    Factor and offset are rounded to float32; product and sum are not rounded before the end, as in a fused
+    multiply-add.
+    """
+    factor = torch.tensor([1 / (255 * deviation) for deviation in std], dtype=torch.float32)
+    offset = torch.tensor([-middle / deviation for middle, deviation in zip(mean, std, strict=True)])
+    exact = image.double() * factor.double()[:, None, None] + offset.double()[:, None, None]
+    return exact.float()

@@ -1,1 +1,1 @@
-"""Which sample comes when and what happens to it: order, plan and their random numbers. Pure NumPy, no torch."""
+"""The order of samples and the plan of each one's augmentation, with their random numbers. Pure NumPy, no torch."""

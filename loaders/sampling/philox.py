@@ -1,11 +1,10 @@
-"""Random numbers that are a pure function of what they are for.
+"""Random numbers as a pure function of seed, epoch, purpose and sample.
 
-Philox4x32-10 is a counter-based generator: its output is a keyed mixing of a counter, with no state
-to carry along (Salmon, Moraes, Dror, Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011;
-constants and test vectors from their Random123 library). The key is the run's seed, the counter says
-which sample, epoch and purpose the number is for. So a sample's randomness does not depend on which
-worker, rank or restart asks for it, and NumPy's own generators, whose streams may change between
-releases, play no part.
+Philox4x32-10 is a counter-based generator: its output is a keyed mixing of a counter, without any state (Salmon,
+Moraes, Dror, Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011; constants and test vectors from their
+Random123 library). The key is the seed of the run; the counter holds the sample, the epoch and the purpose of the
+number. A sample's random numbers therefore do not depend on the worker, rank or restart that draws them. NumPy's own
+generators are not used, because their streams may change between releases.
 """
 
 from enum import IntEnum
@@ -24,25 +23,25 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for; two purposes never share a counter."""
+    """The purpose of a random number. Two purposes never share a counter."""
 
     ORDER = 0
     SPLIT = 1
     CROP = 2
     SECOND_CROP = 3
-    TURN = 4
+    ROTATION_AND_FLIP = 4
     COLOR = 5
     COLOR_ORDER = 6
 
 
 def philox4x32(counter: tuple[Uint64s, Uint64s, Uint64s, Uint64s], key: tuple[int, int]) -> list[Uint64s]:
-    """Four 32-bit words for every counter, as uint64 arrays of the counters' common shape.
+    """Four random 32-bit words for every counter, as four uint64 arrays of the common shape of the counters.
 
     Args:
         counter: four arrays of 32-bit values that broadcast against each other.
         key: two 32-bit values.
     """
-    # One-element arrays, not scalars: NumPy warns of the wrap-around it is asked for only on scalars.
+    # One-element arrays and not scalars, because NumPy warns about the intended overflow of scalars.
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -59,22 +58,23 @@ def philox4x32(counter: tuple[Uint64s, Uint64s, Uint64s, Uint64s], key: tuple[in
 
 
 def words(seed: int, epoch: int, purpose: Purpose, ids: NDArray[np.int64], block: int = 0) -> list[Uint64s]:
-    """Four 32-bit words per id: `[N]`, `[N]`, `[N]`, `[N]`.
+    """Four random 32-bit words per id, as four uint64 arrays `[N]`.
 
     Args:
-        seed: any whole number; its lowest 64 bits are the key.
+        seed: any integer; its lowest 64 bits are the key.
         epoch: 0 to 2**32 - 1.
-        ids: whole numbers >= 0, `[N]`: sample indices.
-        block: which quadruple of this purpose, 0 to 65535.
+        purpose: what the words are drawn for.
+        ids: int64 `[N]`, >= 0: sample ids.
+        block: the number of the four words among those of this purpose, 0 to 65535.
     """
     wide = ids.astype(np.uint64)
-    what = np.array([int(purpose) << 16 | block], np.uint64)
-    counter = (wide & _LOW, what, np.array([epoch], np.uint64), wide >> _HALF)
+    purpose_and_block = np.array([int(purpose) << 16 | block], np.uint64)
+    counter = (wide & _LOW, purpose_and_block, np.array([epoch], np.uint64), wide >> _HALF)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
 
 
 def uniforms(seed: int, epoch: int, purpose: Purpose, ids: NDArray[np.int64], block: int = 0) -> NDArray[np.float64]:
-    """Four independent numbers per id, uniform on the open interval (0, 1): float64 `[4, N]`.
+    """Four independent random numbers per id, uniform on the open interval (0, 1): float64 `[4, N]`.
 
     The arguments are those of `words`. The numbers lie on the grid (k + 1/2) / 2**32.
     """

@@ -1,4 +1,4 @@
-"""Which samples are held out for validation, and which ones a limited run takes."""
+"""Subsets of a source: the samples held out for validation, and those of a limited run."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,18 @@ from loaders.sampling.philox import Purpose
 def stratified_split(
     labels: NDArray[np.int64], *, val_share: float, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids for training and for validation, each sorted, with `val_share` of every class in the second.
+    """Splits samples into training and validation so that validation gets `val_share` of every class.
 
-    Of a class with two or more samples at least one goes to either side; a single one is trained on.
-    The split depends on the labels and the seed alone.
+    A class with two or more samples has at least one on either side; the only sample of a class is for training. The
+    split depends only on the labels and the seed.
+
+    Args:
+        labels: int64 `[N]`.
+        val_share: between 0 and 1, exclusive.
+        seed: draws which samples are held out.
+
+    Returns:
+        The ids for training and the ids for validation, int64, each sorted.
 
     Raises:
         ValueError: when `val_share` is not between 0 and 1.
@@ -30,6 +38,12 @@ def stratified_split(
 
 
 def seeded_subset(count: int, limit: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """`limit` of the ids below `count`, drawn without replacement, sorted; a larger limit adds to a smaller one's."""
+    """Draws `limit` of the ids 0 to `count` - 1 without replacement.
+
+    The ids of a smaller limit are a subset of those of a larger one.
+
+    Returns:
+        int64, sorted; all ids where `limit` is `count` or more.
+    """
     ids = shuffled(np.arange(count), seed=seed, epoch=1, purpose=Purpose.SPLIT)
     return np.sort(ids[:limit])

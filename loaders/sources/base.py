@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from mmap import mmap
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,54 @@ from loaders.errors import BadImage
 from loaders.sampling.splits import seeded_subset
 
 
+class DecodedImages(Protocol):
+    """Images whose pixels can be read without decoding. An image's id is its place, 0 to N - 1."""
+
+    def pixels_of(self, index: int) -> NDArray[np.uint8]:
+        """One image as uint8 `[H, W, 3]`, a view; ValueError where it is unreadable."""
+
+    def flat(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All values as uint8 `[P]`, image by image and row by row, and `[N]`, where each image begins in them."""
+
+
+class ImageStore(Protocol):
+    """What a source offers of its images: either encoded files or decoded pixels, by id."""
+
+    @property
+    def encoded(self) -> "ImageFiles | None":
+        """The files to decode; None where pixels can be read without."""
+
+    @property
+    def decoded(self) -> DecodedImages | None:
+        """The pixels; None where files have to be decoded."""
+
+    @property
+    def sizes(self) -> NDArray[np.int32] | None:
+        """`[N, 2]`: height and width of the stored pixels where these are not the image's own; else None."""
+
+    def describe(self, index: int) -> str:
+        """Names an image in a message."""
+
+    def select(self, ids: NDArray[np.int64]) -> Self:
+        """A store of only these images, in this order."""
+
+    def files(self) -> list[Path]:
+        """The files that reading images reads; none where the pixels are in memory."""
+
+
 @dataclass(frozen=True)
 class PixelArray:
-    """Images of one size as they are in memory."""
+    """Images of one size, in memory."""
 
     pixels: NDArray[np.uint8]
     """`[N, H, W, 3]`."""
+
+    encoded: ClassVar[None] = None
+    sizes: ClassVar[None] = None
+
+    @property
+    def decoded(self) -> DecodedImages:
+        return self
 
     def select(self, ids: NDArray[np.int64]) -> "PixelArray":
         return PixelArray(self.pixels[ids])
@@ -26,10 +68,16 @@ class PixelArray:
     def describe(self, index: int) -> str:
         return f"image {index}"
 
+    def files(self) -> list[Path]:
+        return []
+
     def pixels_of(self, index: int) -> NDArray[np.uint8]:
-        """`[H, W, 3]`, a view."""
         image: NDArray[np.uint8] = self.pixels[index]
         return image
+
+    def flat(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        values = np.ascontiguousarray(self.pixels).reshape(-1)
+        return values, np.arange(len(self.pixels)) * int(np.prod(self.pixels.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -49,6 +97,13 @@ class ImageFiles:
     changed: NDArray[np.int64]
     """`[N]`, times of change in nanoseconds, when indexed."""
 
+    decoded: ClassVar[None] = None
+    sizes: ClassVar[None] = None
+
+    @property
+    def encoded(self) -> "ImageFiles":
+        return self
+
     def select(self, ids: NDArray[np.int64]) -> "ImageFiles":
         return ImageFiles(
             self.root, self.paths[ids], self.formats[ids], self.modes[ids], self.orientations[ids], self.changed[ids]
@@ -56,6 +111,9 @@ class ImageFiles:
 
     def describe(self, index: int) -> str:
         return str(self.root / str(self.paths[index]))
+
+    def files(self) -> list[Path]:
+        return [self.root / path for path in dict.fromkeys(self.paths.tolist())]
 
     def read(self, index: int) -> bytes:
         """The file's bytes; OSError where it cannot be read."""
@@ -65,43 +123,54 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class CachedPixels:
-    """The pixels of image files, decoded once and made smaller, in a file that is mapped: `sources.pixel_cache`."""
+    """The pixels of image files, decoded once and resized, in a memory-mapped file: see `loaders.cache`."""
 
-    files: ImageFiles
+    origin: ImageFiles
+    """The files that were decoded."""
+    path: Path
+    """The file that the pixels lie in."""
     pixels: NDArray[np.uint8]
     """`[P]`, flat: each image is H × W × 3 values in a row. Read-only."""
     starts: NDArray[np.int64]
     """`[N]`: the place of each image's first value in `pixels`."""
     sizes: NDArray[np.int32]
-    """`[N, 2]`: height and width as kept; 0 where there was nothing to decode."""
+    """`[N, 2]`: height and width as stored; 0 where there was nothing to decode."""
     mapping: mmap
-    """What `pixels` lie in."""
-    origin: int
+    """The memory map that `pixels` lies in."""
+    offset: int
     """The place of the first value of `pixels` in `mapping`."""
-    gone: dict[int, str] = field(default_factory=dict)
-    """Files that had gone bad when they were to be decoded: id → reason."""
+    unreadable: dict[int, str] = field(default_factory=dict)
+    """Files that could not be decoded any more when the cache was built: id → reason."""
+
+    encoded: ClassVar[None] = None
+
+    @property
+    def decoded(self) -> DecodedImages:
+        return self
 
     def select(self, ids: NDArray[np.int64]) -> "CachedPixels":
         return replace(
             self,
-            files=self.files.select(ids),
+            origin=self.origin.select(ids),
             starts=self.starts[ids],
             sizes=self.sizes[ids],
-            gone=_selected(self.gone, ids),
+            unreadable=_selected(self.unreadable, ids),
         )
 
     def describe(self, index: int) -> str:
-        return self.files.describe(index)
+        return self.origin.describe(index)
+
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def pixels_of(self, index: int) -> NDArray[np.uint8]:
-        """`[H, W, 3]`, a view; ValueError where the file had gone bad."""
-        if index in self.gone:
-            raise ValueError(self.gone[index])
+        if index in self.unreadable:
+            raise ValueError(self.unreadable[index])
         start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
         return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
-
-Images: TypeAlias = PixelArray | ImageFiles | CachedPixels
+    def flat(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return self.pixels, self.starts
 
 
 @dataclass(frozen=True)
@@ -114,7 +183,7 @@ class Source:
     """`[N]`, places in `classes`."""
     sizes: NDArray[np.int32]
     """`[N, 2]`: height and width in pixels, after EXIF rotation; 0 where unreadable."""
-    images: Images
+    images: ImageStore
     fingerprint: str
     """Names the content: the same on every machine that holds the same data."""
     bad: dict[int, str] = field(default_factory=dict)
@@ -127,14 +196,17 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self)} images, {len(self.classes)} classes)"
+
     @property
     def stored_sizes(self) -> NDArray[np.int32]:
-        """`[N, 2]`: height and width of the pixels that are to be had: `sizes`, or what a cache has kept of them."""
-        return self.images.sizes if isinstance(self.images, CachedPixels) else self.sizes
+        """`[N, 2]`: height and width of the pixels that are read: `sizes`, or smaller ones in a pixel cache."""
+        return self.sizes if self.images.sizes is None else self.images.sizes
 
     @property
     def pixel_bytes(self) -> int:
-        """What all images take decoded."""
+        """Bytes of all images, decoded."""
         return 3 * int(self.stored_sizes.astype(np.int64).prod(axis=1).sum())
 
     def bad_image(self, index: int, reason: str) -> BadImage:

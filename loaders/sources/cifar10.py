@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
 
-Either official version will do: `cifar-10-batches-bin` (binary) where it lies under the root, else
+Both official versions can be read: `cifar-10-batches-bin` (binary) where that folder is under the root, else
 `cifar-10-batches-py` (python), which torchvision downloads and verifies.
 """
 
@@ -27,12 +27,15 @@ _RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
 def open_cifar10(root: Path) -> tuple[Source, Source]:
-    """The 50,000 images for training and the 10,000 for validation.
+    """Opens the 50,000 images for training and the 10,000 for validation, all uint8 `[32, 32, 3]`.
+
+    Args:
+        root: the folder that holds the version's folder, or that the data set is downloaded to.
 
     Raises:
-        InputError: when a file is damaged, or nothing is there and the download fails.
+        InputError: when a file is damaged, or the data set is not there and the download fails.
     """
-    from torchvision.datasets import CIFAR10  # here, as importing it takes seconds
+    from torchvision.datasets import CIFAR10  # deferred because importing it takes seconds
 
     try:
         if (root / BINARY_FOLDER).is_dir():
@@ -42,7 +45,7 @@ def open_cifar10(root: Path) -> tuple[Source, Source]:
         raise InputError(
             f"CIFAR-10 is not under {root} and could not be downloaded ({error}).\n"
             f"Fetch {CIFAR10.url} elsewhere and unpack it there, so that {root / CIFAR10.base_folder} exists; "
-            f"the binary version ({root / BINARY_FOLDER}) will do as well. ROOT names another folder."
+            f"the binary version ({root / BINARY_FOLDER}) will do as well. `root` names another folder."
         ) from error
     train, val = (_source(split.data, np.asarray(split.targets, np.int64)) for split in splits)
     return train, val
@@ -72,6 +75,6 @@ def _from_records(records: NDArray[np.uint8]) -> Source:
 def _source(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> Source:
     pixels = np.ascontiguousarray(pixels)
     sizes = np.full((len(pixels), 2), 32, np.int32)
-    # Both official versions hold the same images in the same order, so this is the same for both.
+    # Both official versions hold the same images in the same order, so the fingerprint is the same for both.
     fingerprint = digest(b"cifar10", labels.astype(np.uint8).tobytes(), pixels[:, ::8, ::8].tobytes())
     return Source("cifar10", CLASSES, labels, sizes, PixelArray(pixels), fingerprint)

@@ -17,21 +17,29 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
 )  # fmt: skip
 VAL_SHARE = 0.2
-"""Share of each class held out for validation where nobody has chosen it."""
+"""Share of each class that is held out for validation where the data has no split of its own."""
 
-_LITTER = ("__MACOSX",)  # folders that archives leave behind; hidden ones are passed over as well
+_LITTER = ("__MACOSX",)  # folders that unpacked archives leave behind; hidden folders are ignored as well
 
 
 def open_image_folder(
     root: Path, *, name: str | None = None, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
 ) -> tuple[Source, Source]:
-    """Training and validation images of a folder.
+    """Opens the training and validation images of a folder.
 
-    It holds either `train/` and `val/`, each with a folder per class, or the class folders themselves,
-    of which `VAL_SHARE` of every class is then held out, always the same images.
+    The folder holds either `train/` and `val/`, each with a folder per class, or the class folders themselves. Then
+    `VAL_SHARE` of every class is held out for validation, always the same images.
+
+    Args:
+        root: the folder.
+        name: the name of the data set; by default that of the folder.
+        max_pixels: images with more pixels count as bad.
+        progress: called with the number of images examined so far and their total.
 
     Raises:
-        InputError: when the folder is empty or its classes make no sense; the message says which.
+        InputError: when there is no validation folder, a class without images, fewer than two classes, or when the
+            classes of training and validation differ.
+        OSError: when a folder cannot be read.
     """
     name = name or root.resolve().name
     if not _is_split(root):
@@ -39,7 +47,7 @@ def open_image_folder(
     if not _holds_classes(root / "val"):
         raise InputError(
             f"{root} has train/ but no val/: give the validation folder this name (a link will do), "
-            f"or have a fifth held out by DATA={root / 'train'}"
+            f'or have a fifth held out by `data="{root / "train"}"`'
         )
     train, val = (_open(root / split, name, max_pixels, progress) for split in ("train", "val"))
     require_same_classes(str(root), train.classes, val.classes)
@@ -47,20 +55,20 @@ def open_image_folder(
 
 
 def held_out(everything: Source) -> tuple[Source, Source]:
-    """`VAL_SHARE` of every class for validation, the rest for training."""
+    """Splits a source: all but `VAL_SHARE` of every class for training, and `VAL_SHARE` for validation."""
     train, val = stratified_split(everything.labels, val_share=VAL_SHARE)
     return everything.select(train), replace(everything.select(val), notes=())
 
 
 def require_same_classes(where: str, in_train: Iterable[str], in_val: Iterable[str]) -> None:
-    """Raises InputError that names the classes which only one of the two has."""
+    """Raises InputError where the classes differ. The message starts with `where` and names those of one split only."""
     train, val = set(in_train), set(in_val)
     if train != val:
-        told = ", ".join(
+        differences = ", ".join(
             f"only in {split}: [{named(map(repr, sorted(only)))}]"
             for split, only in (("train", train - val), ("val", val - train))
         )
-        raise InputError(f"{where}: the classes of train and val differ: {told}")
+        raise InputError(f"{where}: the classes of train and val differ: {differences}")
 
 
 def _folders(folder: Path) -> list[str]:
@@ -80,13 +88,13 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _is_split(root: Path) -> bool:
-    """Whether `train/` is a split and not a class of that name, which holds images and perhaps folders of them."""
+    """Whether `train/` is a split with class folders, and not a class of that name, which holds images itself."""
     train, val = root / "train", root / "val"
     return _holds_classes(train) and (_holds_classes(val) or not any(_is_image(e.name) for e in os.scandir(train)))
 
 
 def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -> Source:
-    """All images below one folder of class folders; their paths are relative to it."""
+    """Opens the images of one folder of class folders. Their paths are relative to it."""
     classes = tuple(_folders(folder))
     files = [sorted(_files(folder / c)) for c in classes]
     beside = [e.name for e in os.scandir(folder) if e.is_file()]
@@ -104,7 +112,7 @@ def _open(folder: Path, name: str, max_pixels: int, progress: Progress | None) -
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files below `folder`, relative to it; hidden ones, and what archives leave behind, are passed over."""
+    """Yields the paths of all files below `folder`, relative to it, without hidden ones and leftovers of archives."""
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
         folders[:] = [f for f in folders if not _is_litter(f) and not _leads_back(os.path.join(parent, f))]
         below = os.path.relpath(parent, folder)
@@ -114,7 +122,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _leads_back(path: str) -> bool:
-    """Whether this is a link to a folder it lies in, by whatever way: what is in there would come again and again."""
+    """Whether `path` is a link to one of the folders it lies in, which would be walked without end."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -126,10 +134,10 @@ def _fail(error: OSError) -> None:
 
 
 def _notes(folder: Path, files: list[str], beside: list[str]) -> Iterator[str]:
-    """What is passed over, so that nobody misses images without knowing it."""
+    """Notes about the files that are ignored, because some of them may have been meant as images."""
     others = Counter(PurePosixPath(file).suffix.lower() or "no extension" for file in files if not _is_image(file))
     if others:
-        told = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
-        yield f"{folder}: passed over, being no images: {told}"
+        counts = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
+        yield f"{folder}: passed over, being no images: {counts}"
     if loose := sum(map(_is_image, beside)):
         yield f"{folder}: passed over, as they lie beside the class folders and have no label ({loose})"

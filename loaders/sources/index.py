@@ -1,7 +1,7 @@
-"""The index of image files: size, format, orientation and verdict of each, reached once and kept.
+"""The index of image files: size, format, mode and orientation of each, determined once and cached on disk.
 
-Pillow decodes every image here, and its verdict holds for every backend, so that no decoder's
-leniency changes which samples a run sees.
+Pillow decodes every image here. Its verdict on whether an image is readable holds for every backend, so that the
+tolerance of a decoder does not change which samples a run sees.
 """
 
 import json
@@ -26,70 +26,75 @@ from loaders.system.files import replacing
 from loaders.system.machine import cache_folder, usable_cores
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
+"""Called with the amount of work done and the total amount."""
 
 MAX_PIXELS = 89_478_485
-"""More than these are a bad image, unless told otherwise: a small file can unpack to gigabytes. Pillow's own limit."""
+"""Default limit of pixels per image, Pillow's own. A small file can decompress to gigabytes."""
 
 _VERSION = 4
-_FILES_AHEAD = 64  # for each thread, of the one whose verdict is waited for
-_SECONDS_BETWEEN_SAVES = 30.0  # while images are decoded: what a kill may cost
-_SHARE_SAVING = 0.05  # of the time, at most: the index of millions of images takes seconds to write
+_FILES_AHEAD = 64  # per thread, beyond the file whose verdict is due next
+_SECONDS_BETWEEN_SAVES = 30.0  # the most work that a killed process loses
+_SHARE_SAVING = 0.05  # upper limit, of the time: the index of millions of images takes seconds to write
 
 
 class Verdict(NamedTuple):
-    """What Pillow says of one image file."""
+    """The result of decoding one image file with Pillow."""
 
     height: int
+    """Pixels, after EXIF rotation; 0 where unreadable."""
     width: int
+    """Pixels, after EXIF rotation; 0 where unreadable."""
     format: str
+    """Pillow's name, "JPEG" for example; empty where unreadable."""
     mode: str
+    """Pillow's name, "RGB" for example; empty where unreadable."""
     orientation: int
+    """The EXIF orientation, 1 to 8; 1 where unreadable."""
     reason: str
-    """Why it cannot be decoded; empty for a good one."""
+    """Why the image cannot be decoded; empty for a readable one."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of N image files; see `sources.base` for the fields' meanings."""
+    """The verdicts on N image files as columns; `Source` and `ImageFiles` describe the fields."""
 
     sizes: NDArray[np.int32]
     formats: NDArray[np.str_]
     modes: NDArray[np.str_]
     orientations: NDArray[np.uint8]
     bad: dict[int, str]
-    """Why images cannot be decoded: place → reason."""
+    """Unreadable images: place, 0 to N - 1 → reason."""
     notes: tuple[str, ...]
-    """What people should know: that it cannot be kept, for one."""
+    """Notes for the user, that the index cannot be written for example."""
 
 
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
-    """Decodes the whole image, if it has no more than `max_pixels`; whatever Pillow raises becomes the reason."""
+    """Decodes a whole image, unless it has more than `max_pixels`. Any error becomes the reason of the verdict."""
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")  # reading a named pipe would wait for ever
+            raise ValueError("it is no regular file")  # reading a named pipe would block forever
         with Image.open(path) as image:
             format, mode, (width, height) = image.format or "", image.mode, image.size
             if width * height > max_pixels:
-                raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (--max-pixels)")
+                raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (`max_pixels`)")
             require_shape(image)
             if mode in ("I", "F"):
                 as_rgb(image)
             image.load()
-            turned = orientation(image)
+            exif_orientation = orientation(image)
             width, height = image.size
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         return Verdict(0, 0, "", "", 1, str(error).replace(str(path), path.name) or type(error).__name__)
-    if turned >= 5:
+    if exif_orientation >= 5:
         width, height = height, width
-    return Verdict(height, width, format, mode, turned, "")
+    return Verdict(height, width, format, mode, exif_orientation, "")
 
 
 def file_stat(root: Path, path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; (-1, 0) for a broken link, whose verdict will say so."""
+    """Size in bytes and modification time in nanoseconds; (-1, 0) for a broken link, which is unreadable."""
     try:
         stat = os.stat(f"{root}/{path}")
-    except (OSError, ValueError):  # no path at all has a NUL in it
+    except (OSError, ValueError):  # a ValueError for a NUL in the path
         return -1, 0
     return stat.st_size, stat.st_mtime_ns
 
@@ -102,16 +107,28 @@ def index_files(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Index:
-    """The index of `paths` (relative to `root`): from the cache for files whose `file_stat` has not changed since.
+    """Indexes image files, decoding only those that have changed since they were indexed before.
 
-    It is kept under `cache_folder()`, one for each root and `max_pixels`, also while it grows. All usable cores decode
-    what is new, and what was bad: permissions, the disk or another Pillow may have changed that, and no file tells.
+    The index is cached under `cache_folder()`, in one file for each root and `max_pixels`, which is also saved while
+    it is built. All usable cores decode. Unreadable files are examined again each time: permissions, the disk or
+    Pillow may have changed, and nothing in the file shows that.
+
+    Args:
+        root: the folder that the paths are relative to.
+        paths: N paths, with forward slashes.
+        stats: the `file_stat` of each path.
+        max_pixels: images with more pixels are unreadable.
+        progress: called after each file that had to be decoded, with their number so far and their total.
     """
-    kept = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
+    cache_file = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
-    known = _load(kept)
+    known = _load(cache_file)
     new = {key: root / path for key, path in zip(keys, paths, strict=True) if key not in known}
-    failed = _learn(new, known, lambda: _save(kept, _to_keep(root, paths, keys, known)), max_pixels, progress)
+
+    def save() -> str | None:
+        return _save(cache_file, _entries_to_cache(root, paths, keys, known))
+
+    failure = _examine_all(new, known, save, max_pixels, progress)
     height, width, formats, modes, orientations, reasons = zip(*(known[key] for key in keys), strict=True)
     return Index(
         np.array([height, width], np.int32).T.copy(),
@@ -119,41 +136,52 @@ def index_files(
         np.array(modes, np.str_),
         np.array(orientations, np.uint8),
         {place: reason for place, reason in enumerate(reasons) if reason},
-        (f"{root}: all is decoded again the next time, as {failed}",) if failed else (),
+        (f"{root}: all is decoded again the next time, as {failure}",) if failure else (),
     )
 
 
-def _learn(
+def _examine_all(
     files: dict[str, Path],
     known: dict[str, Verdict],
     save: Callable[[], str | None],
     max_pixels: int,
     progress: Progress | None,
 ) -> str | None:
-    """Adds the verdicts on `files` (key → path) to what is known; however it ends, what is good is saved.
+    """Examines `files` (key → path), adds the verdicts to `known`, and saves now and then and at the end.
 
-    Returns why it cannot be.
+    It also saves when it is interrupted. It never saves where all new verdicts are of unreadable files, because these
+    are not cached.
+
+    Returns:
+        Why the last save failed; None where it succeeded.
     """
-    saved, pause, news, failed = time.monotonic(), _SECONDS_BETWEEN_SAVES, False, None
+    saved = time.monotonic()
+    pause = _SECONDS_BETWEEN_SAVES
+    unsaved = False  # whether there are verdicts to save
+    failure = None
     try:
         with closing(_verdicts(files.values(), max_pixels)) as verdicts:
             for done, (key, verdict) in enumerate(zip(files, verdicts, strict=True), 1):
                 known[key] = verdict
-                news = news or not verdict.reason
+                unsaved = unsaved or not verdict.reason
                 if progress is not None:
                     progress(done, len(files))
-                if news and (began := time.monotonic()) > saved + pause:
-                    failed = save()
-                    saved, news = time.monotonic(), False
+                if unsaved and (began := time.monotonic()) > saved + pause:
+                    failure = save()
+                    saved = time.monotonic()
+                    unsaved = False
                     pause = max(_SECONDS_BETWEEN_SAVES, (saved - began) / _SHARE_SAVING)
     finally:
-        if news:
-            failed = save()
-    return failed
+        if unsaved:
+            failure = save()
+    return failure
 
 
 def _verdicts(files: Iterable[Path], max_pixels: int) -> Generator[Verdict, None, None]:
-    """Of all files in their order. Few are under way at a time: Ctrl-C waits for these, and memory holds no more."""
+    """Examines files in several threads and yields the verdicts in the order of the files.
+
+    Only a few files are in flight at a time: an interrupt waits for these, and memory holds no more of them.
+    """
     cores = usable_cores()
     pool = ThreadPoolExecutor(cores)
     tasks: deque[Future[Verdict]] = deque()
@@ -168,42 +196,47 @@ def _verdicts(files: Iterable[Path], max_pixels: int) -> Generator[Verdict, None
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _to_keep(root: Path, paths: Sequence[str], keys: list[str], known: dict[str, Verdict]) -> dict[str, Verdict]:
-    """What is good of these files, and of others that are still there: another CSV file may list those."""
-    keeping = {key: known[key] for key in keys if key in known and not known[key].reason}
+def _entries_to_cache(
+    root: Path, paths: Sequence[str], keys: list[str], known: dict[str, Verdict]
+) -> dict[str, Verdict]:
+    """The entries of `known` to write: readable files of this index, and unchanged files that only another one lists.
+
+    Several CSV files of one folder share an index file.
+    """
+    entries = {key: known[key] for key in keys if key in known and not known[key].reason}
     listed = set(paths)
-    for key in known.keys() - keeping.keys():
+    for key in known.keys() - entries.keys():
         path, size, changed = key.rsplit("\0", 2)
         if path not in listed and file_stat(root, path) == (int(size), int(changed)):
-            keeping[key] = known[key]
-    return keeping
+            entries[key] = known[key]
+    return entries
 
 
-def _load(kept: Path) -> dict[str, Verdict]:
-    """What is known by path, size and time of change; nothing where no cache is, or a damaged one."""
+def _load(cache_file: Path) -> dict[str, Verdict]:
+    """The cached verdicts by path, size and modification time; none where the file is missing or damaged."""
     try:
-        checksum, _, body = kept.read_text().partition("\n")
+        checksum, _, body = cache_file.read_text().partition("\n")
     except (OSError, ValueError):
         return {}
     if checksum != _checksum(body):
         return {}
-    return {key: Verdict(*facts) for key, facts in json.loads(body).items()}
+    return {key: Verdict(*values) for key, values in json.loads(body).items()}
 
 
-def _save(kept: Path, known: dict[str, Verdict]) -> str | None:
-    """Returns why it cannot be written: a cache is done without then."""
+def _save(cache_file: Path, entries: dict[str, Verdict]) -> str | None:
+    """Writes the cached verdicts. Returns why that failed, because an index works without a cache; None on success."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        body = json.dumps(known)
-        with replacing(kept, shared=True) as part:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        body = json.dumps(entries)
+        with replacing(cache_file, shared=True) as part:
             part.write_text(f"{_checksum(body)}\n{body}")
     except OSError as error:
-        return f"{kept} cannot be written: {cause(error)}; SATURATE_CACHE names another place"
+        return f"{cache_file} cannot be written: {cause(error)}; SATURATE_CACHE names another place"
     return None
 
 
 def _checksum(body: str) -> str:
-    """Differs for a damaged body and for one of another version of this module."""
+    """The checksum of a body in this version's format: that of a damaged body, or of another version, differs."""
     return digest(str(_VERSION).encode(), body.encode())
 
 
@@ -217,15 +250,23 @@ def indexed_source(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Source:
-    """A source of image files.
+    """Indexes image files and makes a source of them.
 
     Args:
-        paths: relative to `root`, with forward slashes.
-        labels: `[N]`, places in `classes`.
+        name: the name of the data set.
+        root: the folder that the paths are relative to.
+        paths: N paths, with forward slashes.
+        labels: int64 `[N]`, places in `classes`.
+        classes: the names of the classes.
+        max_pixels: images with more pixels are unreadable.
+        progress: called after each file that had to be decoded, with their number so far and their total.
     """
     stats = [file_stat(root, path) for path in paths]
     index = index_files(root, paths, stats, max_pixels=max_pixels, progress=progress)
-    facts = (f"{p}\0{length}\0{classes[k]}" for p, (length, _), k in zip(paths, stats, labels.tolist(), strict=True))
+    content = (
+        f"{path}\0{size}\0{classes[label]}"
+        for path, (size, _), label in zip(paths, stats, labels.tolist(), strict=True)
+    )
     return Source(
         name,
         classes,
@@ -239,7 +280,7 @@ def indexed_source(
             index.orientations,
             np.array([changed for _, changed in stats], np.int64),
         ),
-        digest("\n".join(facts).encode("utf-8", "surrogateescape")),
+        digest("\n".join(content).encode("utf-8", "surrogateescape")),
         index.bad,
         index.notes,
     )

@@ -1,11 +1,12 @@
-"""A CSV file with the path and label of each image; perhaps also which split it belongs to.
+"""A CSV file with the path and label of each image, and optionally its split.
 
     path,label,split
     img/0001.jpg,ash,train
     img/0002.jpg,oak,val
 
-Paths are relative to the file's folder, or absolute. Without a `split` column a share of every class is
-held out for validation, as for folders. Separated by commas, semicolons or tabs; two columns need no header.
+Paths are absolute, or relative to the file's folder. Without a `split` column a share of every class is held out for
+validation, as for folders. Columns are separated by commas, semicolons or tabs. A file with two columns needs no
+header.
 """
 
 import csv
@@ -36,22 +37,27 @@ class _Row(NamedTuple):
     """Relative to the file's folder."""
     label: str
     split: str
-    """As it is written; empty without such a column."""
+    """As written in the file; empty where there is no split column."""
 
 
 def open_label_file(
     file: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
 ) -> tuple[Source, Source]:
-    """Training and validation images of a CSV file.
+    """Opens the training and validation images of a CSV file.
+
+    Args:
+        file: the CSV file; its name without the suffix becomes the name of the data set.
+        max_pixels: images with more pixels count as bad.
+        progress: called with the number of images examined so far and their total.
 
     Raises:
-        InputError: when the file cannot be read or makes no sense; the message names the line.
+        InputError: when the file cannot be read or a line of it cannot be used; the message names the line.
     """
-    # Without links, behind which `..` leads elsewhere: so may the way from here to an absolute path.
+    # Without links: `..` behind a link leads elsewhere, and the relative form of an absolute path may contain `..`.
     file = file.parent.resolve() / file.name
     rows = _rows(file)
     _require_distinct(file, rows)
-    classes = _in_order({row.label for row in rows})
+    classes = _sorted_classes({row.label for row in rows})
     if len(classes) < 2:
         raise InputError(f"{file}: expected two classes or more, but found {', '.join(classes) or 'no images'}")
     places = {name: place for place, name in enumerate(classes)}
@@ -63,7 +69,11 @@ def open_label_file(
 
 
 def _split(file: Path, everything: Source, written: list[str]) -> tuple[Source, Source]:
-    """By the split column, or a share of every class where there is none."""
+    """Splits a source by the split column of its file, or by `held_out` where there is no such column.
+
+    Args:
+        written: the split of each image as written in the file.
+    """
     if not any(written):
         return held_out(everything)
     splits = np.array([_SPLITS.get(split.lower(), "") for split in written])
@@ -99,13 +109,14 @@ def _rows(file: Path) -> list[_Row]:
 
 
 def _columns(file: Path, cells: list[str]) -> dict[str, int] | None:
-    """Where path, label and perhaps split stand, by a header; None where the first line is none."""
+    """The places of the columns by role (path, label, split), from a header; None where the first line is no header."""
     names = [cell.lower() for cell in cells]
-    found = {
-        what: next((names.index(name) for name in known if name in names), None) for what, known in _COLUMNS.items()
+    places = {
+        role: next((names.index(name) for name in accepted if name in names), None)
+        for role, accepted in _COLUMNS.items()
     }
-    if found["path"] is not None and found["label"] is not None:
-        return {what: place for what, place in found.items() if place is not None}
+    if places["path"] is not None and places["label"] is not None:
+        return {role: place for role, place in places.items() if place is not None}
     if len(cells) != 2:
         raise InputError(
             f"{file}: its first line must name the columns path and label (and split, if there is one); it is {cells}"
@@ -121,24 +132,25 @@ def _row(file: Path, line: int, cells: list[str], columns: dict[str, int]) -> _R
         raise InputError(f"{file}, line {line}: expected {max(columns.values()) + 1} columns, found {cells}") from None
     if not path or not label:
         raise InputError(f"{file}, line {line}: the {'path' if not path else 'label'} is missing")
-    return _Row(line, _seen_from(os.path.dirname(file), path), label, split)
+    return _Row(line, _relative(os.path.dirname(file), path), label, split)
 
 
-def _seen_from(folder: str, path: str) -> str:
-    """A path as it is written, relative to `folder`: by `Path` and `os.path.relpath`, it took 7 times as long."""
-    whole, inside = os.path.normpath(os.path.join(folder, os.path.expanduser(path))), f"{folder}/"
-    return whole[len(inside) :] if whole.startswith(inside) else os.path.relpath(whole, folder)
+def _relative(folder: str, path: str) -> str:
+    """A path written in the file, relative to `folder`. `Path` and `os.path.relpath` alone took 7 times as long."""
+    absolute = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+    prefix = f"{folder}/"
+    return absolute[len(prefix) :] if absolute.startswith(prefix) else os.path.relpath(absolute, folder)
 
 
 def _require_distinct(file: Path, rows: list[_Row]) -> None:
-    """One image twice could be trained on and validated with."""
+    """Raises InputError where an image is listed twice, because it could be in training and in validation."""
     lines: dict[str, int] = {}
     for row in rows:
         if (earlier := lines.setdefault(row.path, row.line)) != row.line:
             raise InputError(f"{file}: {row.path} is in line {earlier} and again in line {row.line}")
 
 
-def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Numbers by their value, so that class 10 follows 9; else, and where values are equal (1, 01), by name."""
+def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """The class names in order: by value where all are numbers, so that 10 follows 9; else, or where equal, by name."""
     numbers = all(label.isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))

@@ -1,1 +1,1 @@
-"""What the machine offers (cores, memory, disk), atomic files, progress, formatting, instrumentation."""
+"""Resources of the machine, atomic files, progress, formatting, instrumentation."""

@@ -1,4 +1,4 @@
-"""Progress that people see: a bar on a terminal, plain lines elsewhere."""
+"""Progress for people: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from loaders.system.format import ProgressRate
 
 
-class Show(Protocol):
-    """Called with how much is done, how much there is, and perhaps a remark."""
+class ProgressCallback(Protocol):
+    """Called with the amount of work done, the total amount, and optionally a remark to show beside them."""
 
     def __call__(self, done: int, total: int, remark: str = "") -> None: ...
 
@@ -23,15 +23,15 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def open_console(*, quiet: bool = False) -> Console:
-    """For standard output, which then takes any file name: what it cannot encode is escaped."""
+    """A console on standard output that accepts any file name: what its encoding cannot express is escaped."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return Console(quiet=quiet, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def shown_progress(console: Console, title: str) -> Iterator[Show]:
-    """Yields what is to be called as it goes on. Nothing is shown before its first call."""
+def shown_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
+    """Yields a callback that shows progress on `console`. Nothing is shown before its first call."""
     if console.is_terminal:
         with _bar(console, title) as show:
             yield show
@@ -39,17 +39,22 @@ def shown_progress(console: Console, title: str) -> Iterator[Show]:
         yield _lines(console, title)
 
 
-def paced(show: Show, what: str) -> Callable[[int, int], None]:
-    """Shows (done, total) with the rate and the time left as the remark."""
-    pace = ProgressRate(what)
-    return lambda done, total: show(done, total, pace(done, total))
+def with_rate(show: ProgressCallback, unit: str) -> Callable[[int, int], None]:
+    """A callback of (done, total) that calls `show` with the throughput and the time left as the remark.
+
+    Args:
+        unit: plural of what is counted, "images" for example.
+    """
+    rate = ProgressRate(unit)
+    return lambda done, total: show(done, total, rate(done, total))
 
 
 @contextmanager
-def _bar(console: Console, title: str) -> Iterator[Show]:
-    # The title is no column of its own: what looks like a field or like markup in a path would be taken for that.
-    named, remarks = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[remark]"))
-    columns = (named, BarColumn(20), MofNCompleteColumn(), remarks, TimeRemainingColumn())
+def _bar(console: Console, title: str) -> Iterator[ProgressCallback]:
+    # The title must not be part of a column's format: braces or brackets in a path would be read as fields or markup.
+    description = TextColumn("{task.description}", markup=False)
+    remark_column = TextColumn("{task.fields[remark]}", markup=False)
+    columns = (description, BarColumn(20), MofNCompleteColumn(), remark_column, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: list[TaskID] = []
 
@@ -61,8 +66,8 @@ def _bar(console: Console, title: str) -> Iterator[Show]:
         yield show
 
 
-def _lines(console: Console, title: str) -> Show:
-    """A line every half minute, and none for what takes less."""
+def _lines(console: Console, title: str) -> ProgressCallback:
+    """A callback that prints a line every `_SECONDS_BETWEEN_LINES` seconds: none for work that takes less."""
     last = time.monotonic()
 
     def show(done: int, total: int, remark: str = "") -> None:

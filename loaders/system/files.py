@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: whoever looks for one finds it as it was before, or finished."""
+"""Atomic writing: a reader finds a file either as it was before, or complete."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,44 +10,50 @@ from loaders.errors import InputError, cause
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False, durable: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to. What lies there takes the place of `path` when the block ends, and goes where
-    it fails.
+    """Yields a temporary path beside `path` to write to, and renames it to `path` when the block ends.
+
+    When the block fails, the temporary file is removed and `path` stays as it was.
 
     Args:
-        shared: other processes may write `path` at the same time, each to a name of its own.
-        durable: it is whole even after a power cut.
+        path: the file to create or replace.
+        shared: gives each process its own temporary name, so that several may write `path` at the same time.
+        durable: waits until the file is on the disk, so that it is complete even after a power failure.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
     try:
         yield part
         if durable:
-            _to_disk(part)
+            _flush(part)
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
     if durable:
-        _to_disk(path.parent)  # the new name, too
+        _flush(path.parent)  # the new name is in the folder
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` write to a name beside `path`, in a folder that is made where it is missing, and puts it there.
+    """Writes a file atomically, and creates its folder where that is missing.
+
+    Args:
+        path: the file to create or replace.
+        write: called with the temporary path to write to.
 
     Raises:
-        InputError: when it cannot be written; the message says why.
+        InputError: when the file cannot be written; the message says why.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             write(part)
-    except (OSError, RuntimeError) as error:  # torch.save may hide the former in the latter
-        met = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise InputError(f"{path} cannot be written: {cause(met)}") from error
+    except (OSError, RuntimeError) as error:  # torch.save may raise a RuntimeError while it handles an OSError
+        first = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise InputError(f"{path} cannot be written: {cause(first)}") from error
 
 
-def _to_disk(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+def _flush(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on."""
+"""Resources of the machine that this process may use: cores, memory, disk, folders."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from threadpoolctl import ThreadpoolController
 
-if TYPE_CHECKING:  # torch is imported where it is needed: programs ask for cores and folders before they need it
+if TYPE_CHECKING:  # torch is imported where it is needed: programs ask for cores and folders without it
     import torch
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -21,34 +21,34 @@ _MEMBERSHIPS = Path("/proc/self/cgroup")
 
 
 def usable_cores(cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
-    """CPU cores this process may use: its affinity, and no more than its cgroups' quotas, at least 1."""
+    """The number of CPU cores this process may use, at least 1: its affinity, limited by the quotas of its cgroups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = map(_quota, _groups("cpu", cgroups, memberships))
     return max(1, min([cores, *(int(quota) for quota in quotas if quota is not None)]))
 
 
 def compute_on_one_core() -> None:
-    """Lets torch use no more threads than the calling one, for what this one asks of it.
+    """Limits torch to one thread per operation, for operations that the calling thread starts.
 
-    Where threads share the cores already, each operation's own threads wait for each other: loading photographs
-    with two workers on two cores was 12 % slower so.
+    Where a pool of threads uses all cores already, the threads of each operation wait for one another: loading
+    photographs with two workers on two cores was 12 % slower without this limit.
     """
     import torch
 
-    torch.get_num_threads()  # sets the thread's number, once; what is set before that is lost
+    torch.get_num_threads()  # its first call in a thread initializes the thread's limit and overwrites an earlier one
     ThreadpoolController().select(user_api="openmp").limit(limits=1)
 
 
 def can_compile() -> bool:
-    """Whether there are a C compiler and Python's headers, which torch's compiler and Triton want."""
+    """Whether there are a C compiler and Python's headers, which torch.compile and Triton need."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return header.exists() and any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))))
 
 
 def _groups(controller: str, cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """The control groups this process is in, each with those above it: what any of them allows holds for it.
+    """Folders of the cgroups that this process belongs to, with their ancestors: the limits of all of them apply.
 
-    Of version 2 and of version 1, as far as they can be seen: in a container that is its own as the root.
+    Covers cgroups of versions 1 and 2 as far as they are visible; a container sees its own cgroup as the root.
     """
     yield from (cgroups, cgroups / controller)
     with suppress(OSError, ValueError):
@@ -61,7 +61,7 @@ def _groups(controller: str, cgroups: Path, memberships: Path) -> Iterator[Path]
 
 
 def _quota(group: Path) -> float | None:
-    """Cores' worth of time that a control group has; None where that is not limited."""
+    """The CPU quota of a cgroup in cores; None where there is no limit."""
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -75,27 +75,28 @@ def _quota(group: Path) -> float | None:
 
 
 def free_memory(device: "torch.device", cgroups: Path = _CGROUPS, memberships: Path = _MEMBERSHIPS) -> int:
-    """Bytes that can still be had on the device; of a CPU's memory no more than the cgroups allow.
+    """Bytes that can still be allocated on the device; for the CPU within the limits of the cgroups.
 
-    Files that are kept in memory count as free, as they go where memory is wanted; so does what torch keeps of a GPU's.
+    The page cache counts as free, because the system drops it when memory is needed. On a GPU, so does the memory that
+    torch has reserved and not allocated.
     """
     if device.type == "cuda":
         import torch
 
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        unallocated = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unallocated
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for group in _groups("memory", cgroups, memberships):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             with suppress(OSError, ValueError):  # no such file, or "max"
-                held = int((group / used).read_text()) - _bytes_of_files(group)
-                free = min(free, int((group / limit).read_text()) - held)
+                occupied = int((group / used).read_text()) - _page_cache(group)
+                free = min(free, int((group / limit).read_text()) - occupied)
     return max(0, free)
 
 
-def _bytes_of_files(group: Path) -> int:
-    """What a control group's memory holds of files; 0 where that is not told."""
+def _page_cache(group: Path) -> int:
+    """Bytes of the page cache that count as a cgroup's memory; 0 where the cgroup does not report them."""
     try:
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
@@ -104,22 +105,14 @@ def _bytes_of_files(group: Path) -> int:
 
 
 def free_on_disk(folder: Path) -> int:
-    """Bytes that can still be written where a folder lies, or is to be made."""
+    """Free bytes of the file system that `folder` is on, or will be on once it is created."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def format_bytes(count: float) -> str:
-    """For people: 12 kB, 184 MB, 1.2 GB, 78 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
 def cache_folder() -> Path:
-    """Where what can be made again is kept: `$SATURATE_CACHE`, else `saturate` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder of all caches: `$SATURATE_CACHE`, else `saturate` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := os.environ.get("SATURATE_CACHE"):
         return Path(chosen)
     if chosen := os.environ.get("XDG_CACHE_HOME"):

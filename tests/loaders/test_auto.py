@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, choose_loader, open_data
-from loaders import factory as choosing
+from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, auto, choose_loader, factory, open_data
 from loaders.auto import LoadEstimate, decide
 
 GB = 10**9
@@ -16,39 +15,39 @@ PHOTOS = LoadEstimate(
     device="cuda:0",
     images=100_000,
     decoded=60 * GB,
-    kept=26 * GB,
+    cached=26 * GB,
     in_memory=False,
-    cached=False,
+    cache_exists=False,
     free_on_device=75 * GB,
     free_on_disk=500 * GB,
     free_in_memory=100 * GB,
     cores=16,
     epochs=10,
 )
-MANY = replace(PHOTOS, images=1_000_000, decoded=600 * GB, kept=260 * GB)
+MANY = replace(PHOTOS, images=1_000_000, decoded=600 * GB, cached=260 * GB)
 
 
 @pytest.mark.parametrize(
-    ("situation", "name", "from_cache"),
+    ("estimate", "name", "from_cache"),
     [
-        (replace(PHOTOS, images=1000, decoded=GB, kept=GB // 2), "resident", False),
+        (replace(PHOTOS, images=1000, decoded=GB, cached=GB // 2), "resident", False),
         (PHOTOS, "resident", True),
-        (replace(PHOTOS, cached=True, decoded=GB, kept=GB // 2), "resident", True),
+        (replace(PHOTOS, cache_exists=True, decoded=GB, cached=GB // 2), "resident", True),
         (replace(PHOTOS, free_on_disk=GB), "torchvision", False),
-        (replace(PHOTOS, free_on_disk=GB, cached=True), "resident", True),
+        (replace(PHOTOS, free_on_disk=GB, cache_exists=True), "resident", True),
         (replace(PHOTOS, epochs=None), "resident", True),
         (replace(PHOTOS, epochs=1), "torchvision", False),
-        (replace(PHOTOS, epochs=1, cached=True), "resident", True),
+        (replace(PHOTOS, epochs=1, cache_exists=True), "resident", True),
         (MANY, "streamed", False),
         (replace(MANY, epochs=1), "torchvision", False),
-        (replace(MANY, epochs=1, cached=True), "streamed", False),
+        (replace(MANY, epochs=1, cache_exists=True), "streamed", False),
         (replace(MANY, free_on_disk=200 * GB), "torchvision", False),
         (replace(MANY, in_memory=True), "streamed", False),
         (replace(PHOTOS, in_memory=True, decoded=GB), "resident", False),
     ],
 )
-def test_images_are_kept_where_they_fit_if_that_pays(situation: LoadEstimate, name: str, from_cache: bool) -> None:
-    choice = decide(situation)
+def test_images_are_kept_where_they_fit_if_that_pays(estimate: LoadEstimate, name: str, from_cache: bool) -> None:
+    choice = decide(estimate)
     assert (choice.name, choice.from_cache) == (name, from_cache)
 
 
@@ -68,21 +67,21 @@ def test_a_cache_that_is_there_counts(image_folder: Path, monkeypatch: pytest.Mo
     """As it would be on a GPU whose memory is small."""
     seen: list[LoadEstimate] = []
 
-    def seen_and_decided(situation: LoadEstimate) -> object:
-        seen.append(situation)
-        return decide(situation)
+    def seen_and_decided(estimate: LoadEstimate) -> object:
+        seen.append(estimate)
+        return decide(estimate)
 
-    monkeypatch.setattr(choosing, "free_memory", lambda _: 100_000)
-    monkeypatch.setattr(choosing, "decide", seen_and_decided)
+    monkeypatch.setattr(auto, "free_memory", lambda _: 100_000)
+    monkeypatch.setattr(factory, "decide", seen_and_decided)
     sources = open_data(str(image_folder), root=image_folder)
     gpu = torch.device("cuda")
     choose_loader("auto", sources, device=gpu, cache_size=40)
     for source in sources:
         config = LoaderConfig(spec=PlanSpec(RandomResizedCrop(32)), training=True, batch_size=4, cache_size=40)
-        choosing.build_loader(source, config, loader="streamed").prepare()
+        factory.build_loader(source, config, loader="streamed").prepare()
     name, _, _ = choose_loader("auto", sources, device=gpu, cache_size=40)
     assert name == "streamed"
-    assert [situation.cached for situation in seen] == [False, True]
+    assert [estimate.cache_exists for estimate in seen] == [False, True]
     sizes = np.concatenate([source.sizes for source in sources]).astype(int)
-    assert seen[0].decoded == 3 * sizes.prod(axis=1).sum() > seen[0].kept > 3 * 34 * 40 * 40
+    assert seen[0].decoded == 3 * sizes.prod(axis=1).sum() > seen[0].cached > 3 * 34 * 40 * 40
     assert seen[0].images == 34

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Choice, InputError, Source, auto, choose_loader, factory, open_data
+from loaders import Choice, InputError, Source, auto, choose_loader, open_data
 from loaders.__main__ import main
-from loaders.backends import BACKENDS, HostLoader, ResidentLoader
+from loaders.backends import BACKENDS
 from loaders.cache.build import with_pixel_cache
 from loaders.cache.pixel_cache import Preprocessing
 from tests.loaders.test_loader import numbered
@@ -24,8 +24,13 @@ def photos(image_folder: Path) -> list[Source]:
     return [replace(source, sizes=np.full((len(source), 2), (250, 400), np.int32)) for source in sources]
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str, missing: str | None) -> None:
+    """That a backend misses something, or nothing."""
+    monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=lambda: missing))
+
+
 def free(monkeypatch: pytest.MonkeyPatch, bytes: float) -> None:
-    monkeypatch.setattr(factory, "free_memory", lambda _: int(bytes))
+    monkeypatch.setattr(auto, "free_memory", lambda _: int(bytes))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes: float) -> None:
 )
 def test_without_a_gpu_the_cpu_does_it(workers: int, told: str) -> None:
     chosen = choose_loader("auto", [numbered(9)], device=torch.device("cpu"), workers=workers)
-    assert chosen == Choice("torchvision", f"auto: there is no GPU to keep images on; {told}")
+    assert chosen == Choice("torchvision", f"auto: there is no GPU to store images on; {told}")
 
 
 def test_pixels_that_fit_live_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +75,7 @@ def test_files_wanted_once_are_not_kept(
     chosen = choose_loader("auto", photos, device=GPU, epochs=epochs, workers=2)
     assert chosen.name == name
     assert "34 images are 10 MB decoded" in chosen.reason
-    assert {1: "wanted only once", 2: "instead of 2 times", None: "instead of in every epoch"}[epochs] in chosen.reason
+    assert {1: "needed only once", 2: "instead of 2 times", None: "instead of in every epoch"}[epochs] in chosen.reason
 
 
 def test_pixels_kept_by_scaled_decoding_count_only_for_that(
@@ -79,38 +84,38 @@ def test_pixels_kept_by_scaled_decoding_count_only_for_that(
     free(monkeypatch, 1e9)
     photos = open_data(str(image_folder), root=image_folder)
     for source in photos:
-        with_pixel_cache(source, Preprocessing(), report_bad=lambda *_: pytest.fail("none is bad"))
+        with_pixel_cache(source, Preprocessing(), report=lambda *_: pytest.fail("none is bad"))
     assert "in the pixel cache already" in choose_loader("auto", photos, device=GPU).reason
     assert "decoded once" in choose_loader("auto", photos, device=GPU, scaled_decoding=True).reason
 
 
 def test_copies_on_several_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 1e9)
-    assert "each of 4 GPUs keeps a copy" in choose_loader("auto", [numbered(9)], device=GPU, world_size=4).reason
+    assert "each of 4 GPUs holds a copy" in choose_loader("auto", [numbered(9)], device=GPU, world_size=4).reason
     asked = choose_loader("resident", [numbered(1000)], device=GPU, world_size=4)
-    assert asked == Choice("resident", "as asked; each of 4 ranks keeps 576 kB")
+    assert asked == Choice("resident", "chosen by name; each of 4 ranks holds 576 kB")
 
 
 def test_what_was_asked_for_is_taken() -> None:
     for name in BACKENDS:
         if BACKENDS[name].missing() is None:
-            assert choose_loader(name, [numbered(9)], device=torch.device("cpu")) == Choice(name, "as asked")
+            assert choose_loader(name, [numbered(9)], device=torch.device("cpu")) == Choice(name, "chosen by name")
 
 
 def test_what_cannot_be_used_here_says_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ResidentLoader, "missing", classmethod(lambda _: "it wants a crane"))
-    with pytest.raises(InputError, match="LOADER=resident cannot be used here: it wants a crane"):
+    pretend(monkeypatch, "resident", "it needs a crane")
+    with pytest.raises(InputError, match="`loader=resident` cannot be used here: it needs a crane"):
         choose_loader("resident", [numbered(9)], device=GPU)
 
 
 def test_the_list_has_every_loader_and_what_would_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ResidentLoader, "missing", classmethod(lambda _: "it wants a crane"))
-    monkeypatch.setattr(HostLoader, "missing", classmethod(lambda _: None))
+    pretend(monkeypatch, "resident", "it needs a crane")
+    pretend(monkeypatch, "torchvision", None)
     assert main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line and not line.startswith((" ", "LOADER"))] == list(BACKENDS)
     usable = {line.split()[0]: line.split()[1] for line in lines if line and not line.startswith((" ", "LOADER"))}
     assert (usable["torchvision"], usable["resident"]) == ("yes", "no")
-    assert lines[list(usable).index("resident") + 1].strip() == "it wants a crane"
+    assert lines[list(usable).index("resident") + 1].strip() == "it needs a crane"

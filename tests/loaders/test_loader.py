@@ -29,7 +29,7 @@ from loaders import (
     choose_loader,
     open_data,
 )
-from loaders.loader import require_good
+from loaders.bad_images import require_good
 from loaders.sampling import order
 from loaders.sources import PixelArray
 from tests.conftest import PROMISING, as_to_a_gpu, smooth_image
@@ -364,9 +364,12 @@ def test_substitutes_follow_in_the_order_which_is_drawn_once_an_epoch(
     for epoch in (0, 1):
         loader.set_epoch(epoch)
         list(loader)
-        sequence = loader.sequence().tolist()
+        sequence = loader.cursor.sequence
         for place in (0, 7, 23):
-            assert list(loader._substitutes(sequence[place])) == sequence[place + 1 :] + sequence[:place]
+            rotated = np.roll(sequence, -place).tolist()
+            for failed in (1, 2, 23):
+                ids, unreadable = np.array(rotated[:1]), rotated[:failed]
+                assert order.replace_unreadable(ids, unreadable, sequence).tolist() == [rotated[failed]]
     assert draws == [0, 1]
 
 
@@ -392,7 +395,7 @@ def test_of_very_many_bad_images_the_first_hundred_are_listed(build: Build) -> N
 
 @pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 13, "world_size": 2}])
 def test_a_batch_larger_than_the_set_is_refused(build: Build, options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=r"numbered: 24 images are fewer than one batch .*smaller --batch-size"):
+    with pytest.raises(InputError, match=r"numbered: 24 images are fewer than one batch .*smaller `batch_size`"):
         build(numbered(24), **options)
 
 
@@ -416,7 +419,7 @@ def test_impossible_options_are_refused_when_the_loader_is_built(build: Build, o
 
 @pytest.mark.parametrize("name", ["dataloader", "", "Torchvision"])
 def test_an_unknown_loader_is_refused_with_the_names_there_are(name: str) -> None:
-    with pytest.raises(InputError, match=f"LOADER={name}: ") as caught:
+    with pytest.raises(InputError, match=f"`loader={name}`: ") as caught:
         build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True), loader=name)
     for known in ("auto", *available_loaders()):
         assert known in str(caught.value)
@@ -432,5 +435,5 @@ def test_auto_stands_for_a_loader_that_is_here() -> None:
 
 @pytest.mark.parametrize("name", available_loaders())
 def test_a_loader_is_built_by_its_name(name: str) -> None:
-    assert choose_loader(name, [numbered(24)], device=torch.device("cpu"))[:2] == (name, "as asked")
+    assert choose_loader(name, [numbered(24)], device=torch.device("cpu"))[:2] == (name, "chosen by name")
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4), loader=name).name == name

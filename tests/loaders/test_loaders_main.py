@@ -94,7 +94,7 @@ def test_pixels_that_are_in_memory_need_no_cache(
 ) -> None:
     pixels, sizes = np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8, np.int32)
     source = Source("digits", ("0", "1"), np.array([0, 0, 1, 1]), sizes, PixelArray(pixels), "f")
-    monkeypatch.setattr("loaders.__main__.open_data", lambda *_, **__: (source, source.take(2)))
+    monkeypatch.setattr("loaders.open_data", lambda *_, **__: (source, source.take(2)))
     assert main(["cache", "cifar10", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "digits: 4 images to train on are pixels already"
 

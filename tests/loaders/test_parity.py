@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -20,9 +21,9 @@ from loaders.sampling import plan as plans
 from loaders.sources import ImageFiles, PixelArray
 from loaders.sources.base import digest
 from tests.conftest import PROMISING
-from tests.loaders.ops.test_reference import FRAME, Read, _locate_checkerboard, _locate_ramp, _places
+from tests.loaders.ops.locating import FRAME, Read, locate_checkerboard, locate_ramp, positions
 
-LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # normalises to the pixel values themselves
+LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # normalizes to the pixel values themselves
 COUNT, BATCH = 20, 8  # so that an evaluation's last batch is padded
 
 PLANS = {
@@ -47,7 +48,7 @@ BOUNDS = {
 REASONS = {
     "torchvision": "the same resampling",
     "resident": "the same arithmetic in integers",
-    "streamed": "the same resampling, of pixels kept as they are",
+    "streamed": "the same resampling, of pixels cached at full size",
     "ffcv": "the same arithmetic in integers, compiled; the same decoder",
     "dali": "sums in float32, rounded once; when reducing, weights from a table",
     "baseline": "Pillow's fixed-point weights, rounded otherwise",
@@ -74,12 +75,12 @@ def sources(request: pytest.FixtureRequest, cifar10_root: Path, photos: Path) ->
     return train.take(COUNT), val.take(COUNT)
 
 
-def decoded(source: Source, index: int) -> Tensor:
-    """By Pillow: uint8 `[3, H, W]`, upright."""
+def decoded(source: Source, index: int) -> NDArray[np.uint8]:
+    """By Pillow: `[H, W, 3]`, upright."""
     if isinstance(source.images, PixelArray):
-        return torch.from_numpy(source.images.pixels[index]).permute(2, 0, 1)
+        return source.images.pixels[index]
     with Image.open(source.images.describe(index)) as image:
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 @pytest.mark.parametrize("backend", PROMISING)
@@ -98,7 +99,7 @@ def compare(backend: str, name: str, sources: tuple[Source, Source], matrix: lis
     """Adds a row to the matrix; fails where order or labels differ, or pixels more than they may."""
     training, spec = name != "evaluation", PLANS[name]
     source = sources[0] if training else sources[1]
-    # Kept no smaller than they are: `test_streamed.py` has what becomes of smaller ones.
+    # Images are cached at full size: `test_streamed.py` has what becomes of smaller ones.
     config = LoaderConfig(
         spec=spec, training=training, batch_size=BATCH, seed=5, workers=2, cache_size=10_000, **LEVELS
     )
@@ -111,11 +112,11 @@ def compare(backend: str, name: str, sources: tuple[Source, Source], matrix: lis
     images, labels = (torch.cat(column)[: len(ids)] for column in zip(*batches, strict=True))
     assert labels.tolist() == source.labels[ids].tolist()
     plan = plans.draw(spec, seed=5, epoch=3, ids=ids, sizes=source.sizes[ids])
-    wanted = reference.execute([decoded(source, index) for index in ids.tolist()], plan, **LEVELS)
-    apart = (images.round() - wanted.round()).abs().numpy()
-    measured = (float(apart.mean()), float(np.percentile(apart, 99)), float(apart.max()))
-    told = " | ".join(f"{value:.3g}" for value in measured)
-    matrix.append(f"| {backend} | {source.name} | {name} | {told} | {REASONS[backend] if any(measured) else '-'} |")
+    expected = reference.execute([decoded(source, index) for index in ids.tolist()], plan, **LEVELS)
+    difference = (images.round() - expected.round()).abs().numpy()
+    measured = (float(difference.mean()), float(np.percentile(difference, 99)), float(difference.max()))
+    values = " | ".join(f"{value:.3g}" for value in measured)
+    matrix.append(f"| {backend} | {source.name} | {name} | {values} | {REASONS[backend] if any(measured) else '-'} |")
     assert all(value <= most for value, most in zip(measured, BOUNDS[backend], strict=True)), measured
 
 
@@ -139,7 +140,7 @@ def reading(backend: str, spec: PlanSpec, seed: int, folder: Path, kind: str) ->
     plan = plans.draw(spec, seed=seed, epoch=0, ids=np.arange(1), sizes=np.array([[FRAME, FRAME]]))
     top, left, height, width = plan.box[0].tolist()
     config = LoaderConfig(spec=spec, training=True, batch_size=1, seed=seed, workers=1, dtype=torch.uint8)
-    y, x = np.meshgrid(_places(top, height, spec.size), _places(left, width, spec.size), indexing="ij")
+    y, x = np.meshgrid(positions(top, height, spec.size), positions(left, width, spec.size), indexing="ij")
 
     def run(image: Tensor) -> Tensor:
         with build_loader(as_source(image, folder, kind), config, loader=backend) as loader:
@@ -156,7 +157,7 @@ def reading(backend: str, spec: PlanSpec, seed: int, folder: Path, kind: str) ->
 def test_no_backend_shifts_what_it_reads(backend: str, kind: str, size: int, seed: int, tmp_path: Path) -> None:
     spec = PlanSpec(RandomResizedCrop(size, scale=(0.3, 0.7)))
     read = reading(backend, spec, seed, tmp_path, kind)
-    for locate in (_locate_ramp, _locate_checkerboard):
+    for locate in (locate_ramp, locate_checkerboard):
         assert locate(read, 0, 0) == pytest.approx((0, 0), abs=0.1)  # a small odd box is located within 0.06
-        moved = replace(read, x=read.x + 0.25)
-        assert locate(moved, 0, 0) == pytest.approx((0.25, 0), abs=0.1)  # so a quarter pixel is seen
+        shifted = replace(read, x=read.x + 0.25)
+        assert locate(shifted, 0, 0) == pytest.approx((0.25, 0), abs=0.1)  # so a quarter pixel is seen

@@ -73,9 +73,9 @@ def odd(image_folder: Path) -> Source:
     return open_data(str(image_folder), root=image_folder)[0]
 
 
-def by_pillow(source: Source, index: int) -> torch.Tensor:
+def by_pillow(source: Source, index: int) -> np.ndarray:
     with Image.open(source.images.describe(index)) as image:
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def test_files_of_every_kind_are_read_as_the_reference_reads_them(build: Build, odd: Source) -> None:
@@ -207,7 +207,7 @@ def test_in_an_evaluation_nothing_takes_the_place_of_a_file_gone_bad(
     wanted[BATCH].images[PLACE] = 0
     wanted[BATCH].labels[PLACE] = NO_LABEL
     assert same(list(loader), wanted)
-    assert loader.lost == {8 * BATCH + PLACE}
+    assert loader.skipped == {8 * BATCH + PLACE}
     assert [bad.path for bad in loader.bad_images] == [str(path)]
 
 

@@ -12,11 +12,12 @@ from torchvision.models import ResNet
 
 from loaders import NO_LABEL, Batch
 from tests.conftest import TinyResNet, host_may_not_wait
+from train.batches import FeatureBatch
 from train.learner import Learner, MetricAccumulator
 from train.models import build_model, folded_backbone
 from train.precision import Precision
+from train.process_group import ProcessGroup
 from train.recipes import Recipe, Setting, classic, default
-from train.world import ProcessGroup
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def learner(
         steps=steps,
         device=device,
         precision=Precision(precision),  # type: ignore[arg-type]
-        world=ProcessGroup(),
+        process_group=ProcessGroup(),
         compiled=compiled,
     )
 
@@ -153,13 +154,13 @@ def test_evaluation_counts_exactly_and_leaves_padding_out() -> None:
     images, labels = batch(1, 16)
     padded = labels.clone()
     padded[11:] = NO_LABEL
-    score = ours.evaluate([Batch(images, labels), Batch(images, padded)])
+    metrics = ours.evaluate([Batch(images, labels), Batch(images, padded)])
     with torch.inference_mode():
         logits = ours.model.eval()(images)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     right = logits.argmax(1) == labels
-    assert (score.correct, score.seen) == (int(right.sum() + right[:11].sum()), 27)
-    assert score.loss == pytest.approx(float(losses.sum() + losses[:11].sum()) / 27, rel=1e-5)
+    assert (metrics.correct, metrics.seen) == (int(right.sum() + right[:11].sum()), 27)
+    assert metrics.loss == pytest.approx(float(losses.sum() + losses[:11].sum()) / 27, rel=1e-5)
 
 
 def test_evaluation_leaves_the_model_as_it_was() -> None:
@@ -174,9 +175,9 @@ def losses(ours: Learner, steps: int) -> list[float]:
     ours.start_epoch()
     found = []
     for _ in range(steps):
-        tally = MetricAccumulator(CPU)
-        ours.step(batch(), tally)
-        found.append(tally.result(ProcessGroup()).loss)
+        metrics = MetricAccumulator(CPU)
+        ours.step(batch(), metrics)
+        found.append(metrics.result(ProcessGroup()).loss)
     return found
 
 
@@ -255,6 +256,29 @@ def test_feature_steps_and_evaluation_go_through_the_folded_backbone() -> None:
     assert list(ours.state_dict()["model"]) == list(build_model("resnet18", 4).state_dict())
 
 
+def test_features_train_and_evaluate_as_their_images_do() -> None:
+    by_images, by_features = (learner("feature", feature_recipe(), tiny=True) for _ in range(2))
+    metrics = [MetricAccumulator(CPU), MetricAccumulator(CPU)]
+    for ours in (by_images, by_features):
+        ours.start_epoch()
+    for seed in range(3):
+        given = batch(seed)
+        by_images.step(given, metrics[0])
+        by_features.step(FeatureBatch(by_features.extract(given.images), given.labels), metrics[1])
+    assert torch.equal(by_images.model.fc.weight, by_features.model.fc.weight)
+    assert metrics[0].result(ProcessGroup()) == metrics[1].result(ProcessGroup())
+    given = batch(7)
+    features = FeatureBatch(by_features.extract(given.images), given.labels)
+    assert by_features.evaluate([features]) == by_images.evaluate([given])
+
+
+def test_features_of_four_dimensions_are_no_images() -> None:
+    """What a batch holds is decided by its type: a head may take maps as well."""
+    ours = learner("feature", feature_recipe(), tiny=True)
+    maps = torch.randn(8, 1, 1, TinyResNet.FEATURES)
+    assert ours._inputs(FeatureBatch(maps, batch().labels)) is maps
+
+
 def test_classic_is_not_folded_as_its_norms_follow_the_data() -> None:
     assert learner("feature", feature_recipe(classic))._backbone is None
     assert learner("finetune")._backbone is None
@@ -268,8 +292,8 @@ def test_a_loaded_state_is_folded_anew() -> None:
     ours = learner("feature", feature_recipe())
     ours.load_state_dict(state)
     with torch.no_grad():
-        wanted = other.model.eval()(batch().images)
-        torch.testing.assert_close(ours.model.fc(ours.extract(batch().images)), wanted, rtol=1e-3, atol=1e-4)
+        expected = other.model.eval()(batch().images)
+        torch.testing.assert_close(ours.model.fc(ours.extract(batch().images)), expected, rtol=1e-3, atol=1e-4)
 
 
 # --- compiled ----------------------------------------------------------------------------------------
@@ -324,11 +348,11 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(mode: str, precision: str, c
     ours = learner(mode, recipe, precision, compiled=compiled, device=device)
     images, labels = batch()
     given = Batch(images.to(device, ours.precision.dtype), labels.to(device))
-    tally = MetricAccumulator(device)
+    metrics = MetricAccumulator(device)
     ours.start_epoch()
     for _ in range(3):
-        ours.step(given, tally)
+        ours.step(given, metrics)
     torch.cuda.synchronize()
     with host_may_not_wait():
         for _ in range(3):
-            ours.step(given, tally)
+            ours.step(given, metrics)

@@ -21,7 +21,7 @@ def test_resnet18_with_ten_classes_has_the_blogs_parameters() -> None:
 
 
 @pytest.mark.parametrize(("norm_in_train_mode", "expected"), [(True, True), (False, False)])
-def test_a_frozen_backbone_trains_its_norms_only_when_told(norm_in_train_mode: bool, expected: bool) -> None:
+def test_a_frozen_backbone_trains_its_norms_only_when_requested(norm_in_train_mode: bool, expected: bool) -> None:
     model = build_model("resnet18", 3)
     set_training_mode(model, head_only=True, norm_in_train_mode=norm_in_train_mode)
     assert model.bn1.training is expected
@@ -90,13 +90,15 @@ def test_weights_that_do_not_fit_are_refused_by_key(tmp_path: Path, spoil: objec
 )
 def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name} (cannot be read as weights: \D|is no file of weights: wanted is )"):
+    with pytest.raises(
+        InputError, match=rf"{name} (cannot be read as weights: \D|is no file of weights: expected is )"
+    ):
         load_weights(build_model("resnet18", 10), str(tmp_path / name), "resnet18")
 
 
 def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, tmp_path / "objects.pth")
-    with pytest.raises(InputError, match=r"objects\.pth holds objects .*\(pathlib\.\w+\): wanted is "):
+    with pytest.raises(InputError, match=r"objects\.pth holds objects .*\(pathlib\.\w+\): expected is "):
         load_weights(build_model("resnet18", 10), str(tmp_path / "objects.pth"), "resnet18")
 
 

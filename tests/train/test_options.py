@@ -1,12 +1,13 @@
 """The options of `python -m train`: which there are, how they are shown."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from train.__main__ import main
-from train.options import Options, parse_options
+from train.options import OPTION_NAMES, Options, parse_options
 
 OPTIONS = [
     "mode", "data", "root", "loader", "model", "weights", "recipe", "epochs", "batch_size", "lr", "size",
@@ -21,15 +22,15 @@ def test_no_option_comes_or_goes_unnoticed() -> None:
     assert len(OPTIONS) <= 30
 
 
-def test_the_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    help = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in OPTIONS[1:]:
-        assert f"--{name.replace('_', '-')} " in told
-    assert "{None}" not in told
-    assert "feature: a new head on a frozen backbone; finetune: all weights." in told
+        assert f"--{name.replace('_', '-')} " in help
+    assert "{None}" not in help
+    assert "feature: a new head on a frozen backbone; finetune: all weights." in help
 
 
 def test_a_shell_can_complete_the_options(tmp_path: Path) -> None:
@@ -41,7 +42,20 @@ def test_a_shell_can_complete_the_options(tmp_path: Path) -> None:
     assert "complete -F" in script
 
 
-def test_unless_told_otherwise_options_are_left_to_the_recipe() -> None:
+def test_unless_given_options_are_left_to_the_recipe() -> None:
     options = parse_options(["finetune"])
     assert [options.epochs, options.batch_size, options.lr, options.size] == [None] * 4
     assert parse_options(["feature", "--lr", "0.5", "--out", "x"]).lr == 0.5
+
+
+def test_fields_are_named_as_people_type_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the Makefile's variable where there is one, else by the option that the help lists."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    variables = set(re.findall(r"^([A-Z]+) *=", makefile, re.MULTILINE)) - {"ARGS"}
+    assert {name for name in OPTION_NAMES.values() if not name.startswith("--")} == variables
+    assert {name for name in OPTION_NAMES.values() if name.startswith("--")} <= listed
+    assert set(OPTIONS) <= set(OPTION_NAMES)
+    assert (OPTION_NAMES["batch_size"], OPTION_NAMES["loader"]) == ("--batch-size", "LOADER")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.cold_cache import cached_share, evict, files_of
+from benchmarks.harness.cold_cache import cached_share, evict
 from loaders import LoaderConfig, PlanSpec, RandomResizedCrop, build_loader, open_data
 from tests.loaders.test_loader import numbered
 
@@ -16,7 +16,7 @@ def test_files_leave_the_page_cache(image_folder: Path, cached: bool) -> None:
     config = LoaderConfig(spec=spec, training=True, batch_size=4)
     with build_loader(source, config, loader="streamed" if cached else "torchvision") as loader:
         list(loader)
-        files = files_of(loader.source)
+        files = loader.executor.files()
         assert len(files) == (1 if cached else 24)
         if not evict(files):
             pytest.skip("this file system keeps its files in memory")
@@ -25,4 +25,5 @@ def test_files_leave_the_page_cache(image_folder: Path, cached: bool) -> None:
         assert cached_share(evicted) == 1
         loader.set_epoch(1)
         assert len(list(loader)) == 6
-    assert files_of(numbered(4)) == []
+    in_memory = build_loader(numbered(4), config, loader="torchvision")
+    assert in_memory.executor.files() == []

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.harness import workload as workload_module
 from benchmarks.harness.options import DataOptions
 from benchmarks.harness.workload import workload
-from train.clock import EpochClock
+from train.epoch_timer import EpochTimer
 
 
 @pytest.mark.usefixtures("small_runs")
@@ -18,11 +18,11 @@ def test_what_was_waited_for_is_asked_when_the_device_is_done(
     order: list[str] = []
     monkeypatch.setattr(workload_module, "synchronize", lambda _: order.append("done"))
 
-    def asked(_: EpochClock) -> float:
+    def asked(_: EpochTimer) -> float:
         order.append("asked")
         return 0.5
 
-    monkeypatch.setattr(EpochClock, "data_wait", property(asked))
+    monkeypatch.setattr(EpochTimer, "data_wait", property(asked))
     options = DataOptions(data=str(image_folder), root=image_folder, device="cpu", workers=1)
     with workload(options, "feature", size=32, batch_size=4, precision="fp32") as work:
         waits: list[float] = []

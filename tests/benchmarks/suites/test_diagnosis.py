@@ -15,7 +15,7 @@ from benchmarks.harness.options import DataOptions
 from benchmarks.harness.workload import Workload, workload
 from benchmarks.suites.diagnosis import Limit, Measured, diagnose, find_limit, without
 from benchmarks.suites.profiling import measured_of, record_steps, time_steps
-from loaders.backends.host import HostLoader
+from loaders.backends.threads import ThreadedExecutor
 from loaders.sources import ImageFiles
 from loaders.system.instrument import stage
 from train.learner import Learner
@@ -133,7 +133,7 @@ def quick_step(*_: object) -> None:
 
 
 def diagnosed(work: Workload) -> tuple[str, str]:
-    batches = endless(work.session.train_loader)
+    batches = endless(work.session.image_loader)
     time_steps(work, batches, 3)
     recorded = record_steps(work, batches, 6)
     diagnosis = diagnose(measured_of(recorded, work, probe(Candidate("", "alone", lambda: batches), 0.01)))
@@ -159,7 +159,7 @@ def test_a_slow_read(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_throttled_copy(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "step", quick_step)
-    monkeypatch.setattr(HostLoader, "_deliver", stage("copy")(slowed(HostLoader._deliver, 0.1)))
+    monkeypatch.setattr(ThreadedExecutor, "_deliver", stage("copy")(slowed(ThreadedExecutor._deliver, 0.1)))
     limit, sentence = diagnosed(work)
     assert limit == "copy"
     assert sentence.startswith("copying to the device limits")

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.suites import loader_parts
 from benchmarks.suites.loader_parts import GATHER, part_candidates
 from loaders import open_data
-from loaders.backends import host
+from loaders.backends import torchvision
+from loaders.ops import cpu_read
 from tests.benchmarks.suites.test_candidates import task
 from tests.loaders.test_loader import numbered
 
@@ -17,9 +18,9 @@ from tests.loaders.test_loader import numbered
 def test_each_part_does_only_its_own_work(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = open_data(str(image_folder), root=image_folder)
     done: list[str] = []
-    for module, name in ((host, "load_pixels"), (host, "antialiased")):
+    for module, name in ((torchvision, "load_pixels"), (cpu_read, "resize_antialiased")):
         monkeypatch.setattr(module, name, noting(done, name, getattr(module, name)))
-    expected = {"decode": {"load_pixels"}, "resize": {"antialiased"}, "copy": set()}
+    expected = {"decode": {"load_pixels"}, "resize": {"resize_antialiased"}, "copy": set()}
     candidates = part_candidates(task(source))[:3]
     assert [candidate.name.split()[0] for candidate in candidates] == list(expected)
     for candidate in candidates:

@@ -91,6 +91,6 @@ def test_the_fifths_of_the_steps_are_all_of_them(
             time.sleep(0.05 * (taken == steps))
 
         monkeypatch.setattr(work, "step", step)
-        recorded = record_steps(work, endless(work.session.train_loader), steps)
+        recorded = record_steps(work, endless(work.session.image_loader), steps)
     assert len(recorded.rates) == 5
     assert min(recorded.rates) <= recorded.images / recorded.seconds <= max(recorded.rates)

@@ -76,8 +76,8 @@ def test_the_devices_work_alone_gives_whole_batches() -> None:
     source = numbered(8)
     config = LoaderConfig(spec=PlanSpec(RandomResizedCrop(8), horizontal_flip=0.5), training=True, batch_size=4)
     loader = build_loader(source, config, loader="resident")
-    ids, plan = next(loader.planned(0))
-    for augment in (augment_images(loader, ids, plan), augment_squares(loader, plan)):
+    request = next(loader.requests())
+    for augment in (augment_images(loader, request), augment_squares(loader, request)):
         images = augment()
         assert images.shape == (4, 3, 8, 8)
         assert images.dtype == torch.float32

@@ -91,14 +91,14 @@ def many() -> Source:
 
 @pytest.mark.parametrize(("training", "sampler"), [(True, RandomSampler), (False, SequentialSampler)])
 def test_it_is_the_data_loader_people_have(many: Source, training: bool, sampler: type) -> None:
-    inner = baseline(many, training=training).data_loader
+    inner = baseline(many, training=training).executor.data_loader
     assert type(inner) is DataLoader
     assert type(inner.sampler) is sampler
     assert (inner.batch_size, inner.num_workers, inner.drop_last, inner.pin_memory) == (64, 0, False, False)
 
 
 def test_random_samples_come_without_replacement(many: Source) -> None:
-    assert baseline(many).data_loader.sampler.replacement is False
+    assert baseline(many).executor.data_loader.sampler.replacement is False
 
 
 def test_its_batches_are_of_the_configured_size_and_none_is_dropped(many: Source) -> None:
@@ -109,21 +109,21 @@ def test_its_batches_are_of_the_configured_size_and_none_is_dropped(many: Source
 
 @each_stage
 def test_its_transforms_are_torchvisions(many: Source, spec: PlanSpec, stages: list[object]) -> None:
-    transform = baseline(many, spec).data_loader.dataset.transform
+    transform = baseline(many, spec).executor.data_loader.dataset.transform
     assert repr(transform) == repr(tv.Compose([*stages, *TAIL]))
     assert [type(stage) for stage in transform.transforms] == [type(stage) for stage in [*stages, *TAIL]]
 
 
 def test_a_crop_given_for_both_stages_is_rotated_once(many: Source) -> None:
     crop = RandomResizedCrop(64)
-    transform = baseline(many, PlanSpec(crop, rotation=15, second_crop=crop)).data_loader.dataset.transform
+    transform = baseline(many, PlanSpec(crop, rotation=15, second_crop=crop)).executor.data_loader.dataset.transform
     stages = [tv.RandomResizedCrop(64), tv.RandomRotation(15), tv.RandomResizedCrop(64)]
     assert repr(transform) == repr(tv.Compose([*stages, *TAIL]))
 
 
 def test_it_normalises_by_the_configured_mean_and_deviation(many: Source) -> None:
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    transform = baseline(many, mean=mean, std=std).data_loader.dataset.transform
+    transform = baseline(many, mean=mean, std=std).executor.data_loader.dataset.transform
     assert repr(transform.transforms[-1]) == repr(tv.Normalize(mean, std))
 
 
@@ -131,7 +131,7 @@ def test_it_normalises_by_the_configured_mean_and_deviation(many: Source) -> Non
 def test_image_by_image_it_yields_what_torchvisions_image_folder_yields(
     image_folder: Path, train: Source, spec: PlanSpec, stages: list[object]
 ) -> None:
-    ours = baseline(train, spec, batch_size=8).data_loader.dataset
+    ours = baseline(train, spec, batch_size=8).executor.data_loader.dataset
     theirs = ImageFolder(str(image_folder / "train"), tv.Compose([*stages, *TAIL]))
     assert len(ours) == len(theirs) == 24
     for index in range(24):
@@ -161,7 +161,7 @@ def test_batch_by_batch_it_yields_what_torchvisions_data_loader_yields(
 
 def test_pixels_in_memory_are_transformed_as_pillow_images(many: Source) -> None:
     spec, stages = STAGES["small images"]
-    ours = baseline(many, spec).data_loader.dataset
+    ours = baseline(many, spec).executor.data_loader.dataset
     transform = tv.Compose([*stages, *TAIL])
     for index in range(0, 70, 9):
         torch.manual_seed(index)
@@ -177,7 +177,7 @@ def test_exif_orientation_is_ignored_as_torchvision_ignores_it(image_folder: Pat
     Image.fromarray(smooth_image(60, 90, 0)).save(image_folder / "train" / "ash" / "00.jpg", exif=exif)
     source, _ = open_data(str(image_folder), root=image_folder)
     spec, stages = STAGES["evaluation"]
-    ours = baseline(source, spec, training=False, batch_size=8).data_loader.dataset
+    ours = baseline(source, spec, training=False, batch_size=8).executor.data_loader.dataset
     theirs = ImageFolder(str(image_folder / "train"), tv.Compose([*stages, *TAIL]))
     assert torch.equal(ours[0][0], theirs[0][0])
 
@@ -192,7 +192,7 @@ def test_images_are_of_the_configured_dtype(many: Source) -> None:
 
 
 def test_several_gpus_are_refused(many: Source) -> None:
-    with pytest.raises(InputError, match=r"baseline serves one GPU.*NGPU=1"):
+    with pytest.raises(InputError, match=r"baseline.* serves one GPU.*`world_size=1`"):
         baseline(many, world_size=2)
 
 
@@ -213,7 +213,7 @@ def test_a_state_inside_an_epoch_is_refused(many: Source, training: bool, delive
     loader = baseline(many, **options)
     for _ in zip(range(delivered), loader, strict=False):
         state = loader.state_dict()
-    with pytest.raises(InputError, match=r"baseline cannot go on inside an epoch.*Begin anew"):
+    with pytest.raises(InputError, match=r"baseline.* cannot go on inside an epoch.*Begin anew"):
         baseline(many, **options).load_state_dict(state)
 
 

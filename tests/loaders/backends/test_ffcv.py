@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from loaders import (
     BadImageError,
     InputError,
+    Loader,
     LoaderConfig,
     PaddedRandomCrop,
     PlanSpec,
@@ -27,7 +29,9 @@ from loaders import (
     open_data,
 )
 from loaders.backends import ffcv as backend
-from loaders.backends.ffcv import FFCVLoader
+from loaders.backends.executor import Backend
+from loaders.backends.ffcv import FFCVExecutor
+from loaders.factory import assemble
 from loaders.ops import reference
 from loaders.sampling import plan as plans
 from loaders.sources import PixelArray
@@ -39,9 +43,21 @@ SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(2, 300, 
 SIZES += [(1, 600), (600, 1), (2, 999), (1, 1)]
 
 
-def build(source: Source, *, spec: PlanSpec = SPEC, training: bool = True, **options: Any) -> FFCVLoader:
+def build(source: Source, *, spec: PlanSpec = SPEC, training: bool = True, **options: Any) -> Loader:
     config = LoaderConfig(spec=spec, training=training, batch_size=4, workers=2, dtype=torch.uint8)
-    return FFCVLoader(source, config, **options)
+    return assemble(source, config, Backend("ffcv", "FFCV", partial(FFCVExecutor, **options)))
+
+
+JPEG, RAW = 0, 1
+"""FFCV's numbers for how an image is stored."""
+
+
+def beton_of(loader: Loader) -> Any:
+    """The file that a prepared loader reads."""
+    from loaders.backends.ffcv_file import Beton
+
+    loader.prepare()
+    return Beton.open(loader.executor.path)
 
 
 def images(loader: Any) -> torch.Tensor:
@@ -100,11 +116,8 @@ def test_it_reads_noise_of_any_size_as_the_reference_does_to_the_bit(
     squares = np.full((len(noise), crop.size, crop.size, 3), 7, np.uint8)
     ids, room = np.arange(len(noise)), np.empty(0, np.uint8)
     kernel.read_squares(file, table, ids, plan.box, plan.resized, plan.window, plan.flip, True, room, squares)
-    read = [
-        reference.first_read(torch.from_numpy(image).permute(2, 0, 1), plan, row) for row, image in enumerate(noise)
-    ]
-    wanted = reference.flip(torch.stack(read), plan).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(squares, wanted)
+    expected = reference.execute(noise, plan, dtype=torch.uint8).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(squares, expected)
 
 
 @pytest.mark.needs_ffcv
@@ -123,8 +136,7 @@ def test_real_photographs_are_decoded_as_pillow_decodes_them(photos: Path) -> No
     source = open_data(str(photos), root=photos)[0].take(64)
     loader = build(source)
     loader.prepare()
-    assert loader._beton is not None
-    assert (loader._beton.images[:, 2] == loader._kernel.JPEG).all()  # none had to be kept as pixels
+    assert (beton_of(loader).images[:, 2] == JPEG).all()  # none had to be stored as pixels
     assert torch.equal(images(loader), by_torchvision(source))
 
 
@@ -138,12 +150,15 @@ def test_the_file_is_written_once_with_progress(jpegs: Source) -> None:
     first.prepare(lambda done, total: told.append((done, total)))
     assert told[-1] == (24, 24)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    written = first.path.stat()
+    written = first.executor.path.stat()
     again = build(jpegs)
     again.prepare(lambda *_: pytest.fail("nothing is left to do"))
     assert torch.equal(images(again), images(first))
-    assert (first.path.stat().st_ino, first.path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
-    assert files() == [first.path.name]
+    assert (first.executor.path.stat().st_ino, first.executor.path.stat().st_mtime_ns) == (
+        written.st_ino,
+        written.st_mtime_ns,
+    )
+    assert files() == [first.executor.path.name]
 
 
 @pytest.mark.needs_ffcv
@@ -165,12 +180,12 @@ def test_an_edit_that_keeps_the_length_is_noticed_and_the_old_file_goes(image_fo
     edited = open_data(str(image_folder), root=image_folder)[0]
     assert edited.fingerprint == jpegs.fingerprint
     assert torch.equal(images(build(edited)), by_torchvision(edited))
-    assert files() == [build(edited).path.name]
+    assert files() == [build(edited).executor.path.name]
 
 
 @pytest.mark.needs_ffcv
 def test_what_a_killed_process_left_goes(jpegs: Source) -> None:
-    path = build(jpegs).path
+    path = build(jpegs).executor.path
     path.parent.mkdir(parents=True)
     path.with_name(f"{path.name}.1234.part").touch()
     build(jpegs).prepare()
@@ -178,14 +193,18 @@ def test_what_a_killed_process_left_goes(jpegs: Source) -> None:
 
 
 @pytest.mark.needs_ffcv
-def test_pixels_and_jpegs_deliver_the_same(jpegs: Source) -> None:
-    as_jpegs, as_pixels = build(jpegs), build(jpegs, photographs="raw")
+def test_pixels_and_jpegs_deliver_the_same(image_folder: Path, jpegs: Source) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        Image.open(path).save(path.with_suffix(".png"))
+        path.rename(path.with_suffix(".jpg.away"))
+    pngs = open_data(str(image_folder), root=image_folder)[0]
+    for path in image_folder.rglob("*.jpg.away"):
+        path.rename(path.with_suffix(""))
+    as_jpegs, as_pixels = build(jpegs), build(pngs)
     assert torch.equal(images(as_jpegs), images(as_pixels))
-    assert as_jpegs._beton is not None
-    assert as_pixels._beton is not None
-    assert set(as_jpegs._beton.images[:, 2]) == {as_jpegs._kernel.JPEG}
-    assert set(as_pixels._beton.images[:, 2]) == {as_jpegs._kernel.RAW}
-    stored = sorted(as_jpegs._beton.images[:, 1].tolist())
+    assert set(beton_of(as_jpegs).images[:, 2]) == {JPEG}
+    assert set(beton_of(as_pixels).images[:, 2]) == {RAW}
+    stored = sorted(beton_of(as_jpegs).images[:, 1].tolist())
     assert stored == sorted(len(jpegs.images.read(index)) for index in range(24))  # as they are, not encoded anew
 
 
@@ -202,7 +221,7 @@ def test_ffcv_itself_reads_the_file() -> None:
     loader.prepare()
     Compiler.set_enabled(False)  # it would take seconds
     try:
-        theirs = Loader(str(loader.path), 5, num_workers=1, pipelines={"image": [SimpleRGBImageDecoder()]})
+        theirs = Loader(str(loader.executor.path), 5, num_workers=1, pipelines={"image": [SimpleRGBImageDecoder()]})
         read = np.concatenate([batch[0].copy() for batch in theirs])
     finally:
         Compiler.set_enabled(True)
@@ -232,11 +251,11 @@ def test_a_file_with_a_gap_that_the_index_does_not_know_is_written_anew(image_fo
     config = LoaderConfig(spec=SPEC, training=True, batch_size=4, on_bad_image="skip")
     path = Path(jpegs.images.describe(20))
     away = path.rename(image_folder / "away.jpg")
-    patchy = FFCVLoader(jpegs, config)
+    patchy = build_loader(jpegs, config, loader="ffcv")
     patchy.prepare()
     assert len(patchy.bad_images) == 1
     away.rename(path)
-    whole = FFCVLoader(jpegs, config)
+    whole = build_loader(jpegs, config, loader="ffcv")
     whole.prepare()
     assert whole.bad_images == []
     assert torch.equal(images(build(jpegs)), by_torchvision(jpegs))
@@ -246,19 +265,18 @@ def test_a_file_with_a_gap_that_the_index_does_not_know_is_written_anew(image_fo
 def test_a_damaged_file_is_named_with_the_remedy(jpegs: Source) -> None:
     loader = build(jpegs)
     loader.prepare()
-    assert loader._beton is not None
-    with open(loader.path, "r+b") as file:
-        for start, length in loader._beton.images[:, :2].tolist():
+    with open(loader.executor.path, "r+b") as file:
+        for start, length in beton_of(loader).images[:, :2].tolist():
             file.seek(start)
             file.write(bytes(length))
-    with pytest.raises(InputError, match=rf"cannot be decoded from {loader.path}: remove that file"):
+    with pytest.raises(InputError, match=rf"cannot be decoded from {loader.executor.path}: remove that file"):
         list(loader)
 
 
 @pytest.mark.needs_ffcv
 @pytest.mark.parametrize("content", [b"", b"no beton", bytes(5000)], ids=len)
 def test_what_is_no_beton_under_its_name_is_written_anew(jpegs: Source, content: bytes) -> None:
-    path = build(jpegs).path
+    path = build(jpegs).executor.path
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     assert torch.equal(images(build(jpegs)), by_torchvision(jpegs))
@@ -270,7 +288,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"LOADER=ffcv: .* cannot be written .*SATURATE_CACHE"):
+    with pytest.raises(InputError, match=r"ffcv.*: .* cannot be written .*SATURATE_CACHE"):
         build(jpegs).prepare()
 
 
@@ -289,7 +307,7 @@ def test_an_image_larger_than_a_page_finds_room(tmp_path: Path) -> None:
 
 def test_without_ffcv_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "ffcv" else importlib.util.find_spec(name))
-    with pytest.raises(InputError, match=r"LOADER=ffcv cannot be used here: .*make setup-ffcv$"):
+    with pytest.raises(InputError, match=r"`loader=ffcv` cannot be used here: .*make setup-ffcv$"):
         choose_loader("ffcv", [], device=torch.device("cpu"))
 
 

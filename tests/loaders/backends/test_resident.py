@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from loaders import Batch, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
-from loaders.backends import kept, resident
+from loaders.backends import resident
 from loaders.ops.decode import load_pixels
 from tests.conftest import host_may_not_wait
-from tests.loaders.backends.test_host import EVERYTHING, SMALL, SPECS, files, numbered, same
+from tests.loaders.backends.test_torchvision import EVERYTHING, SMALL, SPECS, files, numbered, same
 
 __all__ = ["files"]
 
@@ -29,7 +29,7 @@ def test_batches_are_those_of_the_torchvision_loader_to_the_bit(
     files: Source, spec: PlanSpec, training: bool, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        monkeypatch.setattr(resident.ResidentLoader, "_on_device", True)
+        monkeypatch.setattr(resident, "executor_of_pixels", resident.DeviceExecutor)
     options = {"training": training, "dtype": torch.bfloat16, "batch_size": 12}
     ours, theirs = (build(files, spec, loader, **options) for loader in ("resident", "torchvision"))
     for epoch in (0, 3):
@@ -58,7 +58,7 @@ def test_each_image_is_decoded_once_whatever_the_number_of_epochs(
         decoded.append(index)
         return load_pixels(images, index, **options)
 
-    monkeypatch.setattr(kept, "load_pixels", counted)
+    monkeypatch.setattr(resident, "load_pixels", counted)
     loader = build(files)
     told: list[tuple[int, int]] = []
     loader.prepare(lambda done, total: told.append((done, total)))
@@ -87,7 +87,7 @@ def test_no_thread_is_left_after_decoding(files: Source) -> None:
 def test_files_gone_bad_since_they_were_indexed_are_replaced_as_elsewhere(
     image_folder: Path, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loaders.loader.MOST_BAD", 0.5)
+    monkeypatch.setattr("loaders.bad_images.MAX_BAD_SHARE", 0.5)
     source, _ = open_data(str(image_folder), root=image_folder)
     (image_folder / "train" / "oak" / "03.jpg").write_bytes(b"no image")
     (image_folder / "train" / "ash" / "05.jpg").unlink()
@@ -95,7 +95,7 @@ def test_files_gone_bad_since_they_were_indexed_are_replaced_as_elsewhere(
         build(source, loader=name, training=training, on_bad_image="skip") for name in ("resident", "torchvision")
     )
     assert same(ours, theirs)
-    assert ours.lost == theirs.lost
+    assert ours.skipped == theirs.skipped
     assert {image.path for image in ours.bad_images} == {image.path for image in theirs.bad_images}
     assert len(ours.bad_images) == 2
 
@@ -106,7 +106,7 @@ def test_a_set_larger_than_the_memory_is_refused_and_ranks_on_a_cpu_count(
 ) -> None:
     needed = 32 * 32 * 40 * 3
     monkeypatch.setattr(resident, "free_memory", lambda _: world_size * needed - 1)
-    with pytest.raises(InputError, match=rf"LOADER=resident: numbered is {told} .* choose LOADER=torchvision"):
+    with pytest.raises(InputError, match=rf"`loader=.resident.`: numbered is {told} .* choose `loader=.torchvision.`"):
         build(numbered(32), world_size=world_size)
     monkeypatch.setattr(resident, "free_memory", lambda _: world_size * needed)
     build(numbered(32), world_size=world_size)

@@ -15,6 +15,7 @@ from loaders import (
     NO_LABEL,
     BadImageError,
     Batch,
+    Choice,
     ColorJitter,
     Loader,
     LoaderConfig,
@@ -26,8 +27,8 @@ from loaders import (
     build_loader,
     open_data,
 )
-from loaders.backends import streamed
-from loaders.backends.streamed import SLOTS, Staged, StagingBuffer, StreamedLoader, gather, stage
+from loaders.backends.staging import StagedReads, StagingBuffer, gather, stage_reads
+from loaders.backends.streamed import BUFFERS, InFlightBatch, StagedExecutor
 from loaders.ops import reference, resample
 from loaders.sampling import order
 from loaders.sampling import plan as plans
@@ -86,7 +87,7 @@ def on_kept_pixels(loader: Loader, ids: np.ndarray, epoch: int, dtype: torch.dty
     sizes, kept = source.sizes[ids], np.array([image.shape[:2] for image in images])
     drawn = plans.draw(loader.config.spec, seed=0, epoch=epoch, ids=ids, sizes=sizes)
     scaled = replace(drawn, box=plans.scale_boxes(drawn.box, sizes, kept))
-    return reference.execute([torch.from_numpy(i.copy()).permute(2, 0, 1) for i in images], scaled, dtype=dtype)
+    return reference.execute(images, scaled, dtype=dtype)
 
 
 def same(ours: Iterator[Batch] | Loader, theirs: Iterator[Batch] | Loader) -> bool:
@@ -157,10 +158,10 @@ def test_a_state_of_another_loader_goes_on_with_the_same_samples(source: Source)
 
 
 def test_resident_takes_kept_pixels_where_it_is_told_to(source: Source) -> None:
-    config = LoaderConfig(spec=SMALL, training=True, batch_size=8, cache_size=SIZE, from_cache=True)
-    assert same(build_loader(source, config, loader="resident"), build(source))
-    plain = LoaderConfig(spec=SMALL, training=True, batch_size=8, cache_size=SIZE)
-    assert not same(build_loader(source, plain, loader="resident"), build(source))
+    config = LoaderConfig(spec=SMALL, training=True, batch_size=8, cache_size=SIZE)
+    from_cache = Choice("resident", "it is small", from_cache=True)
+    assert same(build_loader(source, config, loader=from_cache), build(source))
+    assert not same(build_loader(source, config, loader="resident"), build(source))
 
 
 # --- files that had gone bad ---------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_in_an_evaluation_nothing_takes_the_place_of_a_file_gone_bad(source: Sou
     assert batches[1].labels.tolist()[1] == NO_LABEL
     assert batches[1].images[1].max() == 0
     assert sum(int((labels != NO_LABEL).sum()) for _, labels in batches) == 23
-    assert loader.lost == {9}
+    assert loader.skipped == {9}
 
 
 @both_ways
@@ -220,7 +221,7 @@ def test_only_the_rows_of_the_boxes_are_staged_and_they_suffice(source: Source) 
     flat = np.concatenate([smooth_image(*size, seed).ravel() for seed, size in enumerate(source.sizes)])
     starts = np.concatenate([[0], np.cumsum(3 * source.sizes.astype(np.int64).prod(axis=1))])
     plan = drawn(source, 24)
-    staged = stage(plan, starts[:-1], source.sizes)
+    staged = stage_reads(plan, starts[:-1], source.sizes)
     assert staged.bytes == int((3 * plan.box[:, 2] * source.sizes[:, 1]).sum()) < starts[-1]
     out = np.zeros(staged.bytes, np.uint8)
     gather(flat, staged, slice(0, 24), out)
@@ -237,7 +238,7 @@ def test_only_the_rows_of_the_boxes_are_staged_and_they_suffice(source: Source) 
 def test_gathering_in_parts_of_any_order_puts_all_bytes_in_their_places(begins: list[int], parts: list[slice]) -> None:
     flat, lengths = np.arange(60, dtype=np.uint8), np.array([3, 6, 3, 6, 9])
     places = np.concatenate([[0], np.cumsum(lengths)])
-    staged = Staged(np.array(begins), places, np.ones(5, np.int64), drawn(numbered(5), 5))
+    staged = StagedReads(np.array(begins), places, np.ones(5, np.int64), drawn(numbered(5), 5))
     out = np.zeros(27, np.uint8)
     for part in parts:
         gather(flat, staged, part, out)
@@ -255,10 +256,10 @@ def test_images_that_adjoin_are_copied_at_once() -> None:
 
     source = numbered(8)
     plan = drawn(source, 8, SPECS["centre crop"])
-    flat, starts = streamed.flat_pixels(source.images)
+    flat, starts = source.images.flat()
     for ids, copies in ((np.arange(8), 1), (np.array([4, 5, 6, 0, 1, 7, 3, 2]), 5)):
         Counting.copies = 0
-        staged = stage(plan, starts[ids], source.sizes[ids])
+        staged = stage_reads(plan, starts[ids], source.sizes[ids])
         gather(flat.view(Counting), staged, slice(0, 8), out := np.empty(staged.bytes, np.uint8))
         assert Counting.copies == copies
         np.testing.assert_array_equal(out.reshape(8, 32, 40, 3), source.images.pixels[ids])
@@ -269,9 +270,9 @@ def test_memory_for_batches_is_allocated_once(source: Source, monkeypatch: pytes
     capacities: list[int] = []
     allocate = StagingBuffer._allocate
 
-    def counted(slot: StagingBuffer, capacity: int) -> None:
+    def counted(buffer: StagingBuffer, capacity: int) -> None:
         capacities.append(capacity)
-        allocate(slot, capacity)
+        allocate(buffer, capacity)
 
     monkeypatch.setattr(StagingBuffer, "_allocate", counted)
     loader = build(source)
@@ -280,7 +281,7 @@ def test_memory_for_batches_is_allocated_once(source: Source, monkeypatch: pytes
         list(loader)
     assert isinstance(loader.source.images, CachedPixels)
     largest = np.sort(3 * loader.source.stored_sizes.astype(int).prod(axis=1))[-8:].sum()
-    assert capacities == [largest] * SLOTS
+    assert capacities == [largest] * BUFFERS
 
 
 def test_a_batch_of_more_bytes_than_foreseen_has_room_made_for_it(
@@ -353,34 +354,34 @@ def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "stream", within)
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: receiver)
-    slot = OnOneMachine(27, torch.device("cuda"), copier)  # type: ignore[arg-type]
-    staged = Staged(np.array([0, 9, 18]), np.array([0, 9, 18, 27]), np.ones(3, np.int64), drawn(numbered(3), 3))
+    buffer = OnOneMachine(27, torch.device("cuda"), copier)  # type: ignore[arg-type]
+    staged = StagedReads(np.array([0, 9, 18]), np.array([0, 9, 18, 27]), np.ones(3, np.int64), drawn(numbered(3), 3))
     for first in (0, 100):
         log.clear()
         flat = np.arange(first, first + 27, dtype=np.uint8)
-        slot.gather(flat, staged, slice(0, 3))
+        buffer.gather(flat, staged, slice(0, 3))
         assert log == ["thread turns to cuda:1", "thread sleeps until copied"]
-        slot.send(27)
+        buffer.send(27)
         assert log[2:] == ["copier waits for read", "copier marks copied"]
-        np.testing.assert_array_equal(slot.landed(27).numpy(), flat)
+        np.testing.assert_array_equal(buffer.on_device(27).numpy(), flat)
         assert log[4:] == ["receiver waits for copied"]
-        slot.done_with()
+        buffer.release()
         assert log[5:] == ["receiver marks read"]
 
 
 def test_at_least_two_batches_are_under_way_while_one_is_used(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     as_to_a_gpu(monkeypatch)
     begun: list[int] = []
-    gather_next = StreamedLoader._gather_next
+    begin = StagedExecutor._begin
 
-    def counted(loader: StreamedLoader, pool: Any, rows: Any, slot: StagingBuffer, moving: Any) -> None:
-        gather_next(loader, pool, rows, slot, moving)
-        begun.append(len(moving))
+    def counted(executor: StagedExecutor, *given: Any) -> InFlightBatch:
+        begun.append(1)
+        return begin(executor, *given)
 
-    monkeypatch.setattr(StreamedLoader, "_gather_next", counted)
+    monkeypatch.setattr(StagedExecutor, "_begin", counted)
     with build(source, batch_size=3) as loader:
         next(iter(loader))
-        assert begun[-1] == SLOTS >= 3
+        assert len(begun) - 1 == BUFFERS >= 3
 
 
 @pytest.mark.needs_cuda
@@ -389,7 +390,7 @@ def test_at_least_two_batches_are_under_way_while_one_is_used(source: Source, mo
 def test_on_a_gpu_batches_are_those_of_the_cpu(source: Source, spec: PlanSpec, training: bool) -> None:
     options = {"training": training, "batch_size": 5, "dtype": torch.uint8}
     loader, wanted = build(source, spec, device=torch.device("cuda"), **options), build(source, spec, **options)
-    for epoch in range(5):  # slots are used again and again
+    for epoch in range(5):  # buffers are used again and again
         loader.set_epoch(epoch)
         wanted.set_epoch(epoch)
         received = [Batch(*(tensor.cpu() for tensor in batch)) for batch in loader]

@@ -51,8 +51,8 @@ def fail_on_bad(index: int, reason: str) -> None:
     raise AssertionError(f"image {index} is bad: {reason}")
 
 
-def kept(source: Source, preprocessing: Preprocessing = SMALL, **options: object) -> CachedPixels:
-    images = with_pixel_cache(source, preprocessing, **{"report_bad": fail_on_bad, "workers": 2, **options}).images
+def cached(source: Source, preprocessing: Preprocessing = SMALL, **options: object) -> CachedPixels:
+    images = with_pixel_cache(source, preprocessing, **{"report": fail_on_bad, "workers": 2, **options}).images
     assert isinstance(images, CachedPixels)
     return images
 
@@ -101,7 +101,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_images_are_kept_whole_at_the_short_side_and_none_is_enlarged(source: Source) -> None:
-    images = kept(source)
+    images = cached(source)
     require_right(images, source)
     assert images.sizes[3].tolist() == [20, 90]
     assert images.sizes[4].tolist() == [73, 40]
@@ -110,7 +110,7 @@ def test_images_are_kept_whole_at_the_short_side_and_none_is_enlarged(source: So
 
 
 def test_the_folder_holds_plain_numpy_files_and_a_manifest(source: Source) -> None:
-    kept(source)
+    cached(source)
     folder = Layout.of(source, SMALL).folder
     assert folder.parent == Path(os.environ["SATURATE_CACHE"]) / "pixels"
     assert {path.name for path in folder.iterdir()} - {"lock"} == {
@@ -132,7 +132,7 @@ def test_the_folder_holds_plain_numpy_files_and_a_manifest(source: Source) -> No
 
 
 def test_the_source_stays_the_same_but_for_where_its_pixels_are(source: Source) -> None:
-    served = with_pixel_cache(source, SMALL, report_bad=fail_on_bad)
+    served = with_pixel_cache(source, SMALL, report=fail_on_bad)
     assert served.fingerprint == source.fingerprint
     np.testing.assert_array_equal(served.sizes, source.sizes)
     assert served.images.describe(3) == source.images.describe(3)
@@ -140,14 +140,14 @@ def test_the_source_stays_the_same_but_for_where_its_pixels_are(source: Source) 
 
 
 def test_what_is_kept_is_not_decoded_again(source: Source, decoded: list[int]) -> None:
-    kept(source)
+    cached(source)
     assert sorted(decoded) == list(range(24))
-    require_right(kept(source), source)
+    require_right(cached(source), source)
     assert len(decoded) == 24
 
 
 def test_another_size_is_another_cache(source: Source) -> None:
-    small, large = kept(source), kept(source, Preprocessing(short_side=56))
+    small, large = cached(source), cached(source, Preprocessing(short_side=56))
     assert small.sizes[0].min() == 40
     assert large.sizes[0].min() == 56
     assert find_cache(source, SMALL) is not None
@@ -159,7 +159,7 @@ def test_scaled_decoding_is_close_and_is_another_cache(tmp_path: Path) -> None:
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(smooth_image(240, 320, number)).save(tmp_path / name / f"{number}.jpg", quality=95)
     source = train_of(tmp_path)
-    exact, scaled = kept(source), kept(source, Preprocessing(40, scaled_decoding=True))
+    exact, scaled = cached(source), cached(source, Preprocessing(40, scaled_decoding=True))
     np.testing.assert_array_equal(exact.sizes, scaled.sizes)
     apart = abs(exact.pixels.astype(int) - scaled.pixels)
     assert 0 < apart.mean() < 3
@@ -169,9 +169,9 @@ def test_scaled_decoding_is_close_and_is_another_cache(tmp_path: Path) -> None:
 
 
 def test_of_a_set_that_is_kept_a_part_is_not_decoded_again(source: Source, decoded: list[int]) -> None:
-    kept(source)
+    cached(source)
     part = source.take(7)
-    images = kept(part)
+    images = cached(part)
     assert len(decoded) == 24
     for index in range(7):
         np.testing.assert_array_equal(images.pixels_of(index), by_torchvision(part.images.describe(index)))
@@ -179,7 +179,7 @@ def test_of_a_set_that_is_kept_a_part_is_not_decoded_again(source: Source, decod
 
 def test_for_a_part_the_whole_set_is_not_decoded(source: Source, decoded: list[int]) -> None:
     part = source.take(7)
-    require_right(kept(part), part)
+    require_right(cached(part), part)
     assert len(decoded) == 7
 
 
@@ -202,33 +202,33 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 def test_a_cache_that_is_not_whole_is_made_again(source: Source, spoil: Callable[[Path], object]) -> None:
-    kept(source)
+    cached(source)
     layout = Layout.of(source, SMALL)
     assert open_cache(source, layout) is not None
     spoil(layout.folder)
     assert open_cache(source, layout) is None
-    require_right(kept(source), source)
+    require_right(cached(source), source)
 
 
 def test_an_edit_that_keeps_the_length_is_noticed(source: Source, image_folder: Path) -> None:
-    before = kept(source)
+    before = cached(source)
     path = Path(source.images.describe(0))
     length = path.stat().st_size
     Image.fromarray(smooth_image(*source.sizes[0], 77)).save(path, quality=40)
     path.write_bytes(path.read_bytes().ljust(length, b"\0"))
     edited = train_of(image_folder)
     assert edited.fingerprint == source.fingerprint
-    after = kept(edited)
+    after = cached(edited)
     require_right(after, edited)
     assert not np.array_equal(after.pixels_of(0), before.pixels_of(0))  # who has the old one open keeps it
 
 
 def test_another_file_is_another_set(source: Source, image_folder: Path) -> None:
-    kept(source)
+    cached(source)
     Image.fromarray(smooth_image(50, 60, 9)).save(image_folder / "train" / "oak" / "new.jpg")
     grown = train_of(image_folder)
     assert find_cache(grown, SMALL) is None
-    require_right(kept(grown), grown)
+    require_right(cached(grown), grown)
 
 
 # --- interrupted builds --------------------------------------------------------------------------
@@ -249,11 +249,11 @@ def test_a_build_goes_on_where_it_was_interrupted(
             raise MishapError
 
     with pytest.raises(MishapError):
-        kept(source, progress=interrupt, workers=1)
+        cached(source, progress=interrupt, workers=1)
     assert find_cache(source, SMALL) is None
     decoded.clear()
     told: list[tuple[int, int]] = []
-    require_right(kept(source, progress=lambda done, total: told.append((done, total))), source)
+    require_right(cached(source, progress=lambda done, total: told.append((done, total))), source)
     assert sorted(decoded) == list(range(10, 24))
     assert told == [(done, 24) for done in range(12, 26, 2)]
 
@@ -283,7 +283,7 @@ def until_the_sixteenth(build, index, room):
 
 building.ThreadPoolExecutor, building._Build._decoded = OneByOne, until_the_sixteenth
 source = open_data(sys.argv[1], root=Path("."))[0]
-building.with_pixel_cache(source, Preprocessing(40), report_bad=print, workers=1)
+building.with_pixel_cache(source, Preprocessing(40), report=print, workers=1)
 """
 
 
@@ -296,7 +296,7 @@ def test_a_build_that_was_killed_goes_on(source: Source, image_folder: Path, dec
         build.send_signal(signal.SIGKILL)
     assert build.returncode == -signal.SIGKILL
     assert find_cache(source, SMALL) is None
-    require_right(kept(source), source)
+    require_right(cached(source), source)
     assert sorted(decoded) == list(range(14, 24))  # 13 was counted last
 
 
@@ -309,9 +309,9 @@ def test_killed_before_its_last_step_nothing_is_decoded_again(
     with monkeypatch.context() as patch:
         patch.setattr(building, "manifest_of", killed)
         with pytest.raises(MishapError):
-            kept(source)
+            cached(source)
     assert find_cache(source, SMALL) is None
-    require_right(kept(source), source)
+    require_right(cached(source), source)
     assert len(decoded) == 24
 
 
@@ -325,12 +325,12 @@ def test_a_file_edited_between_two_attempts_is_decoded_again(
             raise MishapError
 
     with pytest.raises(MishapError):
-        kept(source, progress=interrupt)
+        cached(source, progress=interrupt)
     path = Path(source.images.describe(0))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
     Image.fromarray(smooth_image(*source.sizes[0], 77)).save(path)
     edited = train_of(image_folder)
-    require_right(kept(edited), edited)
+    require_right(cached(edited), edited)
 
 
 def test_a_second_builder_waits_for_the_first_and_uses_what_it_made(source: Source, decoded: list[int]) -> None:
@@ -340,7 +340,7 @@ def test_a_second_builder_waits_for_the_first_and_uses_what_it_made(source: Sour
     told: list[tuple[int, int]] = []
     with open(folder / "lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = threading.Thread(target=kept, args=(source,), kwargs={"progress": lambda *done: told.append(done)})
+        second = threading.Thread(target=cached, args=(source,), kwargs={"progress": lambda *done: told.append(done)})
         second.start()
         deadline = time.monotonic() + 60
         while not told and time.monotonic() < deadline:
@@ -353,13 +353,13 @@ def test_a_second_builder_waits_for_the_first_and_uses_what_it_made(source: Sour
 
 
 def test_two_builders_at_once_decode_each_image_once(source: Source, decoded: list[int]) -> None:
-    builders = [threading.Thread(target=kept, args=(source,)) for _ in range(3)]
+    builders = [threading.Thread(target=cached, args=(source,)) for _ in range(3)]
     for builder in builders:
         builder.start()
     for builder in builders:
         builder.join(60)
     assert sorted(decoded) == list(range(24))
-    require_right(kept(source), source)
+    require_right(cached(source), source)
 
 
 def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_place(
@@ -371,7 +371,7 @@ def test_what_was_built_is_opened_before_another_copy_of_the_set_may_take_its_pl
         (folder / "manifest.json").unlink()  # the first thing that another process does when it gets the lock
 
     monkeypatch.setattr(building, "_alone", alone)
-    require_right(kept(source), source)
+    require_right(cached(source), source)
 
 
 def another_copy(image_folder: Path) -> Source:
@@ -388,21 +388,21 @@ def test_copies_of_a_set_do_not_make_each_others_cache_anew(
     copy = another_copy(image_folder)
     assert copy.fingerprint == source.fingerprint
     for opened in (source, copy, source, copy):
-        require_right(kept(opened), opened)
+        require_right(cached(opened), opened)
     assert len(decoded) == 2 * 24
 
 
 def test_a_copy_of_the_same_times_uses_the_same_cache(source: Source, image_folder: Path, decoded: list[int]) -> None:
-    kept(source)
-    kept(train_of(shutil.copytree(image_folder, image_folder.with_name("copy"))))
+    cached(source)
+    cached(train_of(shutil.copytree(image_folder, image_folder.with_name("copy"))))
     assert len(decoded) == 24
 
 
 def test_the_cache_of_a_copy_that_is_gone_is_replaced(source: Source, image_folder: Path) -> None:
     copy = another_copy(image_folder)
-    kept(copy)
+    cached(copy)
     shutil.rmtree(image_folder.with_name("copy"))
-    kept(source)
+    cached(source)
     assert len(list((cache_folder() / "pixels").iterdir())) == 1
 
 
@@ -412,7 +412,7 @@ def test_the_cache_of_a_copy_that_is_gone_is_replaced(source: Source, image_fold
 def test_without_room_nothing_is_begun(source: Source, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "free_on_disk", lambda _: 50_000)
     with pytest.raises(InputError, match=r"\d+ kB are wanted, 50 kB are free.*--cache-size.*SATURATE_CACHE"):
-        kept(source)
+        cached(source)
     assert decoded == []
     assert not list(Layout.of(source, SMALL).folder.glob("*.npy*"))
 
@@ -429,9 +429,9 @@ def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_later(
 
     monkeypatch.setattr(building, "_write_at", full)
     with pytest.raises(InputError, match=r"are wanted, .* are free"):
-        kept(source)
+        cached(source)
     monkeypatch.setattr(building, "_write_at", write)
-    require_right(kept(source), source)
+    require_right(cached(source), source)
 
 
 def test_a_file_system_without_locks_is_told(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +440,7 @@ def test_a_file_system_without_locks_is_told(source: Source, monkeypatch: pytest
 
     monkeypatch.setattr(building.fcntl, "flock", refuse)
     with pytest.raises(InputError, match=r"files cannot be locked there \(No locks available\); SATURATE_CACHE"):
-        kept(source)
+        cached(source)
 
 
 def test_pixels_that_cannot_be_mapped_are_told_and_stay(
@@ -452,8 +452,8 @@ def test_pixels_that_cannot_be_mapped_are_told_and_stay(
     with monkeypatch.context() as patch:
         patch.setattr(pixel_cache.mmap, "mmap", refuse)
         with pytest.raises(InputError, match=r"cannot be mapped into memory: Cannot allocate memory\..*ulimit -v"):
-            kept(source)
-    require_right(kept(source), source)
+            cached(source)
+    require_right(cached(source), source)
     assert len(decoded) == 24
 
 
@@ -461,7 +461,7 @@ def test_a_folder_that_cannot_be_made_is_told(source: Source, tmp_path: Path, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SATURATE_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"no pixels can be kept in .*file/pixels.*: Not a directory; SATURATE_CACHE"):
-        kept(source)
+        cached(source)
 
 
 # --- bad images ----------------------------------------------------------------------------------
@@ -483,7 +483,7 @@ def test_what_pillow_cannot_decode_takes_no_room_and_is_in_the_manifest(image_fo
     (image_folder / "train" / "ash" / "07.jpg").write_bytes(b"<html>Not Found</html>")
     source = train_of(image_folder)
     layout = Layout.of(source, SMALL)
-    images = kept(source)
+    images = cached(source)
     assert images.sizes[7].tolist() == [0, 0]
     [bad] = json.loads((layout.folder / "manifest.json").read_text())["bad"]
     assert bad["path"].endswith("ash/07.jpg")
@@ -506,14 +506,14 @@ def test_a_file_gone_bad_is_left_out_and_tried_again_the_next_time(source: Sourc
     labels = torch.cat([row for _, row in loader]).tolist()
     assert len([label for label in labels if label >= 0]) == 23
     assert [bad.path for bad in loader.bad_images] == [str(path)]
-    assert loader.lost == {9}
+    assert loader.skipped == {9}
     hidden.rename(path)
     decoded.clear()
     loader = streamed(source, "skip")
     loader.prepare()
     assert decoded == [9]
     assert loader.bad_images == []
-    require_right(kept(source), source)
+    require_right(cached(source), source)
 
 
 def test_a_part_of_a_set_knows_what_the_whole_lacks(source: Source) -> None:

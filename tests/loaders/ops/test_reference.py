@@ -1,20 +1,27 @@
-"""The reference execution of plans: torchvision's pixels, Pillow's within a grey level, nothing a pixel off."""
+"""The oracle of the reference: each of its steps against Pillow, torchvision, the standard library or a closed form."""
 
+import colorsys
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from fractions import Fraction
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from loaders.ops import reference
 from loaders.sampling.plan import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     ColorJitter,
     PaddedRandomCrop,
     Plan,
@@ -24,10 +31,11 @@ from loaders.sampling.plan import (
     draw,
 )
 from tests.conftest import smooth_image
+from tests.loaders.ops.locating import FRAME, Read, checkerboard_waves, locate_checkerboard, locate_ramp, positions
 
 Size = tuple[int, int]
+Box = tuple[int, int, int, int]
 Floats = NDArray[np.float64]
-PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # normalises to the pixel values themselves
 JITTER = ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.1, 0.1))
 SIZES: list[Size] = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(2, 300, (60, 2))]
 
@@ -40,18 +48,36 @@ def _smooth(size: Size, seed: int = 0) -> Tensor:
     return torch.tensor(smooth_image(*size, seed)).permute(2, 0, 1)
 
 
+def _decoded(image: Tensor) -> NDArray[np.uint8]:
+    """An image `[3, H, W]` as decoders deliver it, `[H, W, 3]`."""
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
 def _plan(spec: PlanSpec, *sizes: Size, seed: int = 0) -> Plan:
     return draw(spec, seed=seed, epoch=0, ids=np.arange(len(sizes)), sizes=np.array(sizes))
 
 
-def _boxed(size: int, *boxes: tuple[int, int, int, int]) -> Plan:
-    """Plans that resize these boxes to `size` × `size`."""
-    plan = _plan(PlanSpec(RandomResizedCrop(size)), *[(9, 9)] * len(boxes))
-    return replace(plan, box=np.array(boxes))
+def _first(box: Box, resized: Size, window: Size, side: int) -> Plan:
+    """A plan of one first read."""
+    plan = _plan(PlanSpec(RandomResizedCrop(side)), (9, 9))
+    return replace(plan, box=np.array([box]), resized=np.array([resized]), window=np.array([window]))
 
 
-def _apart(one: Tensor, other: Tensor) -> Floats:
+def _second(side: int, inner: Box, size: int, angle: float) -> Plan:
+    """A plan of one second read of a square of `side` pixels."""
+    spec = PlanSpec(ResizeCenterCrop(side, side), second_crop=RandomResizedCrop(size))
+    return replace(_plan(spec, (side, side)), inner=np.array([inner]), angle=np.array([angle]))
+
+
+def _difference(one: Tensor, other: Tensor) -> Floats:
     return (one.double() - other.double()).abs().numpy()
+
+
+@st.composite
+def boxes(draw: st.DrawFn, height: int, width: int) -> Box:
+    """Boxes of at least one pixel in an image."""
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    return top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
 
 
 # --- first read -------------------------------------------------------------------------------------
@@ -59,7 +85,7 @@ def _apart(one: Tensor, other: Tensor) -> Floats:
 
 @pytest.mark.parametrize("size", [17, 224])
 @pytest.mark.parametrize("layout", ["planar", "interleaved"])
-def test_random_resized_crop_is_torchvisions_bit_for_bit(size: int, layout: str) -> None:
+def test_random_resized_crop_equals_torchvisions(size: int, layout: str) -> None:
     plan = _plan(PlanSpec(RandomResizedCrop(size)), *SIZES)
     for row, image_size in enumerate(SIZES):
         image = _noise(image_size, row)
@@ -69,7 +95,7 @@ def test_random_resized_crop_is_torchvisions_bit_for_bit(size: int, layout: str)
 
 
 @pytest.mark.parametrize(("resize", "size"), [(73, 64), (40, 40), (33, 32)])
-def test_resize_and_centre_crop_is_torchvisions_bit_for_bit(resize: int, size: int) -> None:
+def test_resize_and_center_crop_equals_torchvisions(resize: int, size: int) -> None:
     plan = _plan(PlanSpec(ResizeCenterCrop(resize, size)), *SIZES)
     transform = v2.Compose([v2.Resize(resize), v2.CenterCrop(size)])
     for row, image_size in enumerate(SIZES):
@@ -78,7 +104,7 @@ def test_resize_and_centre_crop_is_torchvisions_bit_for_bit(resize: int, size: i
 
 
 @pytest.mark.parametrize(("resize", "size", "padding"), [(32, 32, 4), (20, 24, 5), (30, 8, 40)])
-def test_padded_crop_is_torchvisions_bit_for_bit(resize: int, size: int, padding: int) -> None:
+def test_padded_crop_equals_torchvisions(resize: int, size: int, padding: int) -> None:
     plan = _plan(PlanSpec(PaddedRandomCrop(resize, size, padding)), *SIZES)
     for row, image_size in enumerate(SIZES):
         image = _noise(image_size, row)
@@ -87,18 +113,55 @@ def test_padded_crop_is_torchvisions_bit_for_bit(resize: int, size: int, padding
         assert torch.equal(reference.first_read(image, plan, row), tv.crop(padded, top, left, size, size))
 
 
+@given(
+    box=boxes(30, 50),
+    resized=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    window=st.tuples(st.integers(-20, 45), st.integers(-20, 45)),
+    side=st.integers(1, 24),
+)
+def test_any_first_read_is_torchvisions_crop_resize_and_crop(box: Box, resized: Size, window: Size, side: int) -> None:
+    """With black beyond the image: a crop of torchvision's of nothing but that has another size, hence the padding."""
+    image, (top, left) = _noise((30, 50)), window
+    padded = tv.pad(tv.resize(tv.crop(image, *box), list(resized), antialias=True), [70])
+    expected = tv.crop(padded, top + 70, left + 70, side, side)
+    assert torch.equal(reference.first_read(image, _first(box, resized, window, side), 0), expected)
+
+
+def _antialiasing(length: int, resized: int) -> Floats:
+    """The weights of `length` pixels in each of `resized`: triangles around its center, `[resized, length]`."""
+    scale = length / resized
+    center = scale * (np.arange(resized) + 0.5)
+    distance = abs(np.arange(length) + 0.5 - center[:, None]) / max(scale, 1)
+    weights = np.maximum(1 - distance, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@given(box=boxes(30, 50), resized=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_a_first_read_weights_pixels_by_triangles(box: Box, resized: Size) -> None:
+    """Rows, then columns are rounded to whole levels, and their weights to 15 bits: hence a little over one level."""
+    image = _noise((30, 50))
+    top, left, height, width = box
+    part = image[:, top : top + height, left : left + width].double().numpy()
+    exact = _antialiasing(height, resized[0]) @ part @ _antialiasing(width, resized[1]).T
+    side = max(resized)
+    result = reference.first_read(image, _first(box, resized, (0, 0), side), 0).double().numpy()
+    assert abs(result[:, : resized[0], : resized[1]] - exact).max() < 1.1
+    assert not result[:, resized[0] :].any()
+    assert not result[:, :, resized[1] :].any()
+
+
 def test_first_read_is_pillows_crop_and_resize_within_one_level() -> None:
     # Measured on noise: one level at most, 0.04 on average.
     plan = _plan(PlanSpec(RandomResizedCrop(48)), *SIZES)
-    apart = []
+    differences = []
     for row, image_size in enumerate(SIZES):
         image = _noise(image_size, row)
         top, left, height, width = plan.box[row].tolist()
         part = tv.to_pil_image(image).crop((left, top, left + width, top + height))
         expected = tv.pil_to_tensor(part.resize((48, 48), Image.Resampling.BILINEAR))
-        apart.append(_apart(reference.first_read(image, plan, row), expected))
-    assert np.max(apart) <= 1
-    assert np.mean(apart) < 0.08
+        differences.append(_difference(reference.first_read(image, plan, row), expected))
+    assert np.max(differences) <= 1
+    assert np.mean(differences) < 0.08
 
 
 @pytest.mark.parametrize("size", [(1, 600), (600, 1), (2, 999), (1, 1)], ids=str)
@@ -119,11 +182,74 @@ def test_a_degenerate_image_is_read_as_torchvision_reads_it(
 
 def test_a_box_of_one_pixel_fills_the_square_with_it() -> None:
     image = _noise((30, 40))
-    square = reference.first_read(image, _boxed(16, (29, 39, 1, 1)), 0)
+    square = reference.first_read(image, _first((29, 39, 1, 1), (16, 16), (0, 0), 16), 0)
     assert torch.equal(square, image[:, -1:, -1:].expand(3, 16, 16))
 
 
+def test_a_box_of_the_windows_size_is_copied() -> None:
+    image = _noise((30, 40))
+    square = reference.first_read(image, _first((7, 21, 16, 16), (16, 16), (0, 0), 16), 0)
+    assert torch.equal(square, image[:, 7:23, 21:37])
+
+
 # --- second read --------------------------------------------------------------------------------------
+
+
+def _second_positions(side: int, inner: Box, size: int, angle: float) -> tuple[Floats, Floats]:
+    """Where in the square each pixel of a second read belongs: y and x, `[size, size]`; 0 is a pixel's center."""
+    top, left, height, width = inner
+    y = positions(top, height, size).clip(top, top + height - 1)
+    x = positions(left, width, size).clip(left, left + width - 1)
+    # Counter-clockwise on the screen, where y points down, takes z to z · exp(-i angle); this goes back.
+    middle = (side - 1) / 2 * (1 + 1j)
+    source = (x[None, :] + 1j * y[:, None] - middle) * np.exp(1j * np.deg2rad(angle)) + middle
+    return source.imag, source.real
+
+
+def _bilinear(square: Floats, y: Floats, x: Floats) -> Floats:
+    """`[3, H, W]` interpolated at positions in float64; black lies around it."""
+    height, width = square.shape[1:]
+    framed = np.pad(square, ((0, 0), (1, 2), (1, 2)))
+    y, x = y.clip(-1, height) + 1, x.clip(-1, width) + 1  # what lies further out is as black as the frame
+    row, column = np.floor(y).astype(int), np.floor(x).astype(int)
+    down, right = y - row, x - column
+    upper = framed[:, row, column] * (1 - right) + framed[:, row, column + 1] * right
+    lower = framed[:, row + 1, column] * (1 - right) + framed[:, row + 1, column + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+@given(side=st.integers(1, 40), size=st.integers(1, 40), angle=st.floats(-180, 180), data=st.data())
+def test_any_second_read_is_the_rounded_bilinear_interpolation(
+    side: int, size: int, angle: float, data: st.DataObject
+) -> None:
+    """Where the value lies within 0.002 of the middle between two levels, either will do."""
+    inner, square = data.draw(boxes(side, side)), _noise((side, side), side)
+    result = reference.second_read(square, _second(side, inner, size, angle), 0).double().numpy()
+    exact = _bilinear(square.double().numpy(), *_second_positions(side, inner, size, angle))
+    assert abs(result - exact).max() < 0.502
+
+
+@pytest.mark.parametrize("side", [32, 33])
+@pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2])
+def test_quarter_turns_equal_numpys(side: int, turns: int) -> None:
+    square = _noise((side, side))
+    plan = _second(side, (0, 0, side, side), side, 90.0 * turns)
+    expected = np.rot90(square.numpy(), turns, axes=(1, 2)).copy()  # counter-clockwise, too
+    assert torch.equal(reference.second_read(square, plan, 0), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_an_inner_box_of_the_results_size_is_copied_from_the_turned_square(turns: int) -> None:
+    square = _noise((33, 33))
+    turned = np.rot90(square.numpy(), turns, axes=(1, 2))
+    result = reference.second_read(square, _second(33, (5, 11, 20, 20), 20, 90.0 * turns), 0)
+    np.testing.assert_array_equal(result.numpy(), turned[:, 5:25, 11:31])
+
+
+def test_an_inner_box_of_one_pixel_fills_the_result_with_it() -> None:
+    square = _noise((20, 20))
+    result = reference.second_read(square, _second(20, (19, 0, 1, 1), 16, 0), 0)
+    assert torch.equal(result, square[:, -1:, :1].expand(3, 16, 16))
 
 
 @pytest.mark.parametrize("side", [32, 33])
@@ -131,10 +257,10 @@ def test_a_box_of_one_pixel_fills_the_square_with_it() -> None:
 def test_rotation_is_torchvisions_bilinear_rotation(side: int, angle: float) -> None:
     # Measured: one level in 0.03 % of the values (ties) of one case, none elsewhere.
     image = _noise((side, side))
-    plan = replace(_plan(PlanSpec(RandomResizedCrop(side), rotation=1), (side, side)), angle=np.array([angle]))
-    apart = _apart(reference.second_read(image[None], plan)[0], tv.rotate(image, angle, InterpolationMode.BILINEAR))
-    assert apart.max() <= 1
-    assert apart.mean() < 1e-3
+    plan = _second(side, (0, 0, side, side), side, angle)
+    difference = _difference(reference.second_read(image, plan, 0), tv.rotate(image, angle, InterpolationMode.BILINEAR))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
 
 
 @pytest.mark.parametrize("size", [16, 33, 64, 100])
@@ -143,18 +269,37 @@ def test_inner_box_is_torchvisions_resized_crop_without_antialiasing(size: int) 
     # uint8 images in fixed point without antialiasing, a level away in up to a third of the values.
     plan = _plan(PlanSpec(ResizeCenterCrop(48, 48), second_crop=RandomResizedCrop(size)), *[(48, 48)] * 20)
     assert plan.inner is not None
-    squares = torch.stack([_noise((48, 48), row) for row in range(20)])
-    crops = [
-        tv.resized_crop(square.float(), *box, [size, size], antialias=False).round()
-        for square, box in zip(squares, plan.inner.tolist(), strict=True)
-    ]
-    apart = _apart(reference.second_read(squares, plan), torch.stack(crops))
-    assert apart.max() <= 1
-    assert apart.mean() < 0.01
+    differences = []
+    for row, box in enumerate(plan.inner.tolist()):
+        square = _noise((48, 48), row)
+        expected = tv.resized_crop(square.float(), *box, [size, size], antialias=False).round()
+        differences.append(_difference(reference.second_read(square, plan, row), expected))
+    assert np.max(differences) <= 1
+    assert np.mean(differences) < 0.01
+
+
+@pytest.mark.parametrize("angle", [0.0, 12.0, -77.0, 145.0])
+@pytest.mark.parametrize("inner", [(0, 0, 48, 48), (3, 9, 40, 32), (20, 1, 24, 47)], ids=str)
+def test_a_second_read_is_pillows_affine_transform_within_one_level(angle: float, inner: Box) -> None:
+    """Where the position lies in the square, that is: Pillow does not blend with the black beyond it."""
+    size, square = 24, _noise((48, 48))
+    top, left, height, width = inner
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    right, down = width / size, height / size  # pixels of the square for one of the result
+    x, y = left - 24, top - 24  # of the result's corner, from the square's center
+    matrix = (right * cos, -down * sin, x * cos - y * sin + 24, right * sin, down * cos, x * sin + y * cos + 24)
+    transformed = tv.to_pil_image(square).transform(
+        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+    result = reference.second_read(square, _second(48, inner, size, angle), 0)
+    at_y, at_x = _second_positions(48, inner, size, angle)
+    inside = (at_y >= 0) & (at_y <= 47) & (at_x >= 0) & (at_x <= 47)
+    assert inside.mean() > 0.5
+    assert _difference(result, tv.pil_to_tensor(transformed))[:, inside].max() <= 1
 
 
 def test_two_reads_are_close_to_torchvisions_staged_transforms() -> None:
-    # Measured on smooth images: mean 0.33 grey levels, 99th percentile 1, largest 54 (along the black corners).
+    # Measured on smooth images: mean 0.33 gray levels, 99th percentile 1, largest 54 (along the black corners).
     # On noise, of which staging keeps less: mean 6.4, 99th percentile 33.
     spec = PlanSpec(RandomResizedCrop(128), rotation=30, second_crop=RandomResizedCrop(112, scale=(0.3, 1)))
     sizes: list[Size] = [(150, 200), (200, 150), (100, 90), (400, 300)] * 4
@@ -167,121 +312,58 @@ def test_two_reads_are_close_to_torchvisions_staged_transforms() -> None:
         square = tv.resized_crop(image, *box.tolist(), [128, 128])
         turned = tv.rotate(square, float(angle), InterpolationMode.BILINEAR)
         staged.append(tv.resized_crop(turned, *inner.tolist(), [112, 112]))
-    apart = _apart(reference.execute(images, plan, **PIXELS), torch.stack(staged))
-    assert apart.mean() < 0.5
-    assert np.percentile(apart, 99) <= 2
+    result = reference.execute([_decoded(image) for image in images], plan, dtype=torch.uint8)
+    difference = _difference(result, torch.stack(staged))
+    assert difference.mean() < 0.5
+    assert np.percentile(difference, 99) <= 2
 
 
 # --- where the pixels lie -----------------------------------------------------------------------------
 
-FRAME = 144  # side of the test images
-SLOPE = (1 + 5**0.5) / 2  # grey levels per pixel; irrational, so that rounding averages out
-CELL = 8  # pixels
 
-
-@dataclass(frozen=True)
-class Read:
-    """A read of a FRAME × FRAME image, and where in the image (pixel centres) each pixel of its result belongs."""
-
-    run: Callable[[Tensor], Tensor]
-    y: Floats
-    x: Floats
-
-
-def _places(start: int, length: int, size: int) -> Floats:
-    return start - 0.5 + length * (np.arange(size) + 0.5) / size
-
-
-def _first(box: tuple[int, int, int, int], size: int, moved: int = 0) -> Read:
+def _first_of_frame(box: Box, size: int, shift: int = 0) -> Read:
     top, left, height, width = box
-    plan = _boxed(size, (top, left + moved, height, width))
-    y, x = np.meshgrid(_places(top, height, size), _places(left, width, size), indexing="ij")
+    plan = _first((top, left + shift, height, width), (size, size), (0, 0), size)
+    y, x = np.meshgrid(positions(top, height, size), positions(left, width, size), indexing="ij")
     return Read(lambda image: reference.first_read(image, plan, 0), y, x)
 
 
-def _second(inner: tuple[int, int, int, int], size: int, angle: float, moved: int = 0) -> Read:
+def _second_of_frame(inner: Box, size: int, angle: float, shift: int = 0) -> Read:
     top, left, height, width = inner
-    spec = PlanSpec(ResizeCenterCrop(FRAME, FRAME), second_crop=RandomResizedCrop(size))
-    box = np.array([(top, left + moved, height, width)])
-    plan = replace(_plan(spec, (FRAME, FRAME)), inner=box, angle=np.array([angle]))
-    y, x = np.meshgrid(_places(top, height, size), _places(left, width, size), indexing="ij")
-    # Counter-clockwise on the screen, where y points down, takes z to z · exp(-i angle); this goes back.
-    middle = (FRAME - 1) / 2 * (1 + 1j)
-    source = (x + 1j * y - middle) * np.exp(1j * np.deg2rad(angle)) + middle
-    return Read(lambda image: reference.second_read(image[None], plan)[0], source.imag, source.real)
+    plan = _second(FRAME, (top, left + shift, height, width), size, angle)
+    return Read(lambda image: reference.second_read(image, plan, 0), *_second_positions(FRAME, inner, size, angle))
 
 
 READS: dict[str, Callable[[int], Read]] = {
-    "first, smaller": lambda moved: _first((13, 22, 64, 96), 48, moved),
-    "first, as it is": lambda moved: _first((31, 17, 96, 96), 96, moved),
-    "first, larger": lambda moved: _first((40, 8, 48, 64), 150, moved),
-    "second, as it is": lambda moved: _second((0, 0, FRAME, FRAME), FRAME, 0, moved),
-    "second, inner box": lambda moved: _second((19, 30, 80, 96), 64, 0, moved),
-    "second, rotated": lambda moved: _second((36, 28, 80, 72), 90, -33, moved),
+    "first, smaller": lambda shift: _first_of_frame((13, 22, 64, 96), 48, shift),
+    "first, as it is": lambda shift: _first_of_frame((31, 17, 96, 96), 96, shift),
+    "first, larger": lambda shift: _first_of_frame((40, 8, 48, 64), 150, shift),
+    "second, as it is": lambda shift: _second_of_frame((0, 0, FRAME, FRAME), FRAME, 0, shift),
+    "second, inner box": lambda shift: _second_of_frame((19, 30, 80, 96), 64, 0, shift),
+    "second, rotated": lambda shift: _second_of_frame((36, 28, 80, 72), 90, -33, shift),
 }
 
-
-def _ramp_error(read: Read, slope: float, right: float, down: float) -> Floats:
-    """Grey levels by which ramps to the right and downwards, moved by so many pixels, differ from ramps unmoved."""
-    places = np.arange(FRAME) - FRAME / 2
-    red = np.tile(slope * (places - right) + 128, (FRAME, 1))
-    green = np.tile(slope * (places - down) + 128, (FRAME, 1)).T
-    result = read.run(torch.from_numpy(np.rint([red, green, 0 * red]).astype(np.uint8)))
-    errors = result[:2].double().numpy() - 128 - slope * (np.stack([read.x, read.y]) - FRAME / 2)
-    return errors[:, 5:-5, 5:-5].mean(axis=(1, 2))  # at the edge of a box there is less to average
-
-
-def _locate_ramp(read: Read, right: float, down: float) -> tuple[float, float]:
-    """How many pixels of the image a ramp moved by `right` and `down` seems to be moved."""
-    # Rising and falling, as ATen's rounding of uint8 brightens by up to 0.2 grey levels: no shift, but like one.
-    rising, falling = (_ramp_error(read, slope, right, down) for slope in (SLOPE, -SLOPE))
-    x, y = (falling - rising) / (2 * SLOPE)
-    return float(x), float(y)
-
-
-def _board_waves(read: Read, right: float, down: float) -> tuple[complex, complex]:
-    """Amplitudes, under a Hann window, of the two diagonal waves that make a moved checkerboard of 27 and 227."""
-
-    def wave(offset: float) -> Floats:
-        edges = (np.arange(FRAME + 1) - offset) % (2 * CELL)
-        return np.diff(CELL - abs(edges - CELL))  # a square wave's mean over each pixel
-
-    board = np.rint(127 + 100 * np.outer(wave(down), wave(right))).astype(np.uint8)
-    values = read.run(torch.from_numpy(np.stack([board] * 3)))[0].double().numpy() - 127
-    window = np.outer(*[np.hanning(len(values) + 2)[1:-1]] * 2)
-    x, y = ((place + 0.5) * np.pi / CELL for place in (read.x, read.y))
-    rising, falling = (np.average(values * np.exp(-1j * (x + sign * y)), weights=window) for sign in (1, -1))
-    return complex(rising), complex(falling)
-
-
-def _locate_checkerboard(read: Read, right: float, down: float) -> tuple[float, float]:
-    """How many pixels of the image a checkerboard moved by `right` and `down` seems to be moved."""
-    rising, falling = _board_waves(read, right, down)
-    both, difference = -np.angle(-rising) * CELL / np.pi, -np.angle(falling) * CELL / np.pi
-    return float(both + difference) / 2, float(both - difference) / 2
-
-
-locators = pytest.mark.parametrize("locate", [_locate_ramp, _locate_checkerboard])
+locators = pytest.mark.parametrize("locate", [locate_ramp, locate_checkerboard])
 
 
 @locators
 @pytest.mark.parametrize("name", READS)
-def test_a_read_is_nowhere_shifted(name: str, locate: Callable[..., tuple[float, float]]) -> None:
+def test_a_read_displaces_nothing(name: str, locate: Callable[..., tuple[float, float]]) -> None:
     assert locate(READS[name](0), 0, 0) == pytest.approx((0, 0), abs=0.05)
 
 
 @locators
 @pytest.mark.parametrize("name", READS)
-@pytest.mark.parametrize("moved", [(0.25, 0), (0, -0.25)], ids=str)
+@pytest.mark.parametrize("shift", [(0.25, 0), (0, -0.25)], ids=str)
 def test_the_same_location_detects_a_quarter_pixel(
-    name: str, moved: tuple[float, float], locate: Callable[..., tuple[float, float]]
+    name: str, shift: tuple[float, float], locate: Callable[..., tuple[float, float]]
 ) -> None:
-    assert locate(READS[name](0), *moved) == pytest.approx(moved, abs=0.05)
+    assert locate(READS[name](0), *shift) == pytest.approx(shift, abs=0.05)
 
 
 @locators
 @pytest.mark.parametrize("name", [name for name in READS if name not in ("second, as it is", "second, rotated")])
-def test_the_same_location_detects_a_box_moved_by_one_pixel(
+def test_the_same_location_detects_a_box_shifted_by_one_pixel(
     name: str, locate: Callable[..., tuple[float, float]]
 ) -> None:
     assert locate(READS[name](1), 0, 0) == pytest.approx((-1, 0), abs=0.05)
@@ -290,33 +372,40 @@ def test_the_same_location_detects_a_box_moved_by_one_pixel(
 @pytest.mark.parametrize("name", READS)
 def test_a_checkerboard_keeps_its_contrast(name: str) -> None:
     ideal = 100 * (4 / np.pi) ** 2 / 4  # amplitude of either wave of a board of infinitely fine pixels
-    assert np.abs(_board_waves(READS[name](0), 0, 0)) / ideal == pytest.approx(1, abs=0.08)
+    assert np.abs(checkerboard_waves(READS[name](0), 0, 0)) / ideal == pytest.approx(1, abs=0.08)
 
 
-# --- flips, colour, normalisation ---------------------------------------------------------------------
+# --- flips ------------------------------------------------------------------------------------------
 
 
-def test_each_sample_is_flipped_as_its_plan_says() -> None:
-    squares = torch.stack([_noise((8, 8), row) for row in range(4)])
+def test_an_image_is_flipped_as_its_plan_says() -> None:
+    square = _noise((8, 8))
     plan = replace(
-        _boxed(8, *[(0, 0, 8, 8)] * 4), flip=np.array([[False, False], [True, False], [False, True], [True, True]])
+        _plan(PlanSpec(RandomResizedCrop(8)), *[(8, 8)] * 4),
+        flip=np.array([[False, False], [True, False], [False, True], [True, True]]),
     )
-    dimensions: list[list[int]] = [[], [2], [1], [1, 2]]
-    expected = [torch.flip(square, dims) for square, dims in zip(squares, dimensions, strict=True)]
-    assert torch.equal(reference.flip(squares, plan), torch.stack(expected))
+    across, down = tv.horizontal_flip(square), tv.vertical_flip(square)
+    expected = [square, across, down, tv.vertical_flip(across)]
+    assert torch.equal(across[:, :, 0], square[:, :, 7])  # horizontal: the last column comes first
+    assert torch.equal(down[:, 0], square[:, 7])
+    for row, image in enumerate(expected):
+        assert torch.equal(reference.flip(square, plan, row), image)
 
 
-def _colourful(count: int) -> Tensor:
-    """Float images of 0 to 1; also greys, pure colours, black and white, where a hue has its corner cases."""
-    images = torch.stack([_noise((8, 9), row) for row in range(count)]).float() / 255
-    images[:, :, 0] = images[:, :1, 0]
-    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).T
-    images[:, :, 1, :8] = corners
-    images[:, :, 2, :8] = corners / 2
-    return images
+# --- color ------------------------------------------------------------------------------------------
 
 
-ADJUSTMENTS = [
+def _colorful(seed: int = 0) -> Tensor:
+    """A float64 image of 0 to 1; also grays, pure colors, black and white, where a hue has its corner cases."""
+    image = _noise((8, 9), seed).double() / 255
+    image[:, 0] = image[:1, 0]
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).T.double()
+    image[:, 1, :8] = corners
+    image[:, 2, :8] = corners / 2
+    return image
+
+
+ADJUSTMENTS: list[tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor], tuple[float, ...]]] = [
     (reference.brightness, tv.adjust_brightness, (0.0, 0.4, 1.0, 1.7)),
     (reference.contrast, tv.adjust_contrast, (0.0, 0.4, 1.0, 1.7)),
     (reference.saturation, tv.adjust_saturation, (0.0, 0.4, 1.0, 1.7)),
@@ -326,123 +415,189 @@ ADJUSTMENTS = [
 
 @pytest.mark.parametrize(("ours", "theirs", "factors"), ADJUSTMENTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_an_adjustment_is_torchvisions(
-    ours: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Tensor, float], Tensor], factors: tuple[float, ...]
+    ours: Callable[[Tensor, float], Tensor], theirs: Callable[[Tensor, float], Tensor], factors: tuple[float, ...]
 ) -> None:
-    images = _colourful(len(factors))
-    expected = torch.stack([theirs(image, factor) for image, factor in zip(images, factors, strict=True)])
-    assert _apart(ours(images, torch.tensor(factors)[:, None, None, None]), expected).max() < 1e-5
+    """In float64, where no rounding counts, but for torchvision's hue, which is computed in float32."""
+    for seed, factor in enumerate(factors):
+        image = _colorful(seed)
+        expected = theirs(image, factor)
+        assert _difference(ours(image, factor), expected).max() < (1e-6 if theirs is tv.adjust_hue else 1e-12)
+        assert ours(image.float(), factor).dtype == torch.float32
+        assert _difference(ours(image.float(), factor), expected).max() < 1e-6
 
 
-def _staged_colour(image: Tensor, factors: list[float], order: list[int]) -> Tensor:
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (reference.brightness, ImageEnhance.Brightness),
+        (reference.contrast, ImageEnhance.Contrast),
+        (reference.saturation, ImageEnhance.Color),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
+def test_an_adjustment_is_pillows_within_two_levels(
+    ours: Callable[[Tensor, float], Tensor], theirs: Callable[..., ImageEnhance._Enhance], factor: float
+) -> None:
+    """Pillow rounds the gray image, or its mean, to whole levels, and cuts the result off to whole levels."""
+    image = _noise((24, 31))
+    expected = tv.pil_to_tensor(theirs(tv.to_pil_image(image)).enhance(factor))
+    assert _difference(ours(image.double() / 255, factor) * 255, expected).max() <= 2
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.13, 0.0, 0.25, 0.31, 0.5])
+def test_a_hue_is_turned_as_in_the_standard_librarys_hsv(shift: float) -> None:
+    image = _colorful()
+    expected = torch.empty_like(image)
+    for y in range(image.shape[1]):
+        for x in range(image.shape[2]):
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[:, y, x].tolist())
+            turned = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)
+            expected[:, y, x] = torch.tensor(turned, dtype=torch.float64)
+    assert _difference(reference.hue(image, shift), expected).max() < 1e-12
+
+
+def test_a_third_of_a_turn_exchanges_the_channels() -> None:
+    image = _colorful()
+    red, green, blue = image
+    assert _difference(reference.hue(image, 1 / 3), torch.stack([blue, red, green])).max() < 1e-12
+
+
+def test_without_contrast_an_image_is_its_mean_luma_and_without_saturation_its_luma() -> None:
+    image = _colorful()
+    luma = np.tensordot((0.2989, 0.587, 0.114), image.numpy(), 1)
+    mean = math.fsum(luma.ravel()) / luma.size
+    assert _difference(reference.saturation(image, 0), torch.from_numpy(luma).expand_as(image)).max() < 1e-12
+    assert _difference(reference.contrast(image, 0), torch.full_like(image, mean)).max() < 1e-12
+
+
+def _torchvisions_colors(image: Tensor, factors: list[float], order: list[int]) -> Tensor:
     for which in order:
         image = ADJUSTMENTS[which][1](image, factors[which])
     return image
 
 
-def test_colour_steps_come_in_each_samples_own_order() -> None:
+def test_color_adjustments_come_in_each_samples_own_order() -> None:
     orders = list(permutations(range(4)))
     plan = _plan(PlanSpec(RandomResizedCrop(8), color_jitter=JITTER), *[(8, 8)] * len(orders))
     plan = replace(plan, color_order=np.array(orders))
     assert plan.color is not None
-    images = _colourful(len(orders))
-    expected = [_staged_colour(image, plan.color[row].tolist(), list(orders[row])) for row, image in enumerate(images)]
-    assert _apart(reference.jitter_color(images, plan), torch.stack(expected)).max() < 1e-5
+    for row, order in enumerate(orders):
+        image = _colorful(row)
+        expected = _torchvisions_colors(image, plan.color[row].tolist(), list(order))
+        # Measured: 1.2e-6 in a few values, as the factors are rounded to float32, and torchvision's hue is.
+        assert _difference(reference.jitter_color(image, plan, row), expected).max() < 3e-6
 
 
-@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
-def test_normalisation_is_torchvisions(pixels: torch.dtype) -> None:
-    squares = torch.stack([_noise((8, 9), row) for row in range(3)])
-    expected = tv.normalize(squares.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    result = reference.normalise(squares.to(pixels), reference.IMAGENET_MEAN, reference.IMAGENET_STD, torch.float32)
-    assert _apart(result, expected).max() < 1e-6
+# --- normalization ----------------------------------------------------------------------------------
 
 
-def test_the_stages_after_the_first_read_come_in_their_order() -> None:
-    spec = PlanSpec(RandomResizedCrop(24), rotation=30, horizontal_flip=0.5, vertical_flip=0.5, color_jitter=JITTER)
-    plan = _plan(spec, *[(24, 24)] * 12)
-    assert plan.angle is not None
-    assert plan.color is not None
+def test_normalization_is_the_exact_quotient_within_a_unit_in_the_last_place() -> None:
+    """In units of the larger of the two terms whose difference it is, for each level of each channel."""
+    levels = torch.arange(256).expand(3, 1, 256)
+    result = reference.normalize(levels, IMAGENET_MEAN, IMAGENET_STD)
+    assert result.dtype == torch.float32
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        for level in range(256):
+            exact = (Fraction(level, 255) - Fraction(mean)) / Fraction(std)
+            largest = max(level / 255, mean) / std
+            unit = 2.0 ** (math.floor(math.log2(largest)) - 23)
+            assert abs(Fraction(result[channel, 0, level].item()) - exact) <= unit
+
+
+def test_normalization_is_torchvisions() -> None:
+    square = _noise((8, 9))
+    expected = tv.normalize(square.double() / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    assert _difference(reference.normalize(square, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), expected).max() < 3e-7
+
+
+# --- the whole of a plan ----------------------------------------------------------------------------
+
+EVERYTHING = PlanSpec(RandomResizedCrop(24), 30, RandomResizedCrop(20), 0.5, 0.5, JITTER)
+SPECS = {
+    "random resized crop": PlanSpec(RandomResizedCrop(20), horizontal_flip=0.5),
+    "center crop": PlanSpec(ResizeCenterCrop(24, 20), horizontal_flip=0.5, vertical_flip=0.5),
+    "padded crop": PlanSpec(PaddedRandomCrop(20, 20, 4), horizontal_flip=0.5),
+    "color": PlanSpec(RandomResizedCrop(20), vertical_flip=0.5, color_jitter=JITTER),
+    "rotation": PlanSpec(ResizeCenterCrop(20, 20), rotation=30, horizontal_flip=0.5),
+    "two crops": PlanSpec(RandomResizedCrop(24), second_crop=RandomResizedCrop(20), horizontal_flip=0.5),
+    "everything": EVERYTHING,
+}
+
+
+def _composed(image: Tensor, plan: Plan, row: int) -> Tensor:
+    """torchvision's functions one after the other, in float64 after the first read; rounded before the flips.
+
+    The second read is the closed form, which the tests above compare with torchvision's rotation and crop: torchvision
+    has no such read in one interpolation.
+    """
+    resized = tv.resize(tv.crop(image, *plan.box[row].tolist()), plan.resized[row].tolist(), antialias=True)
+    square = tv.crop(resized, *plan.window[row].tolist(), plan.read_size, plan.read_size).double()
+    if plan.inner is not None:
+        assert plan.angle is not None
+        top, left, height, width = plan.inner[row].tolist()
+        where = _second_positions(plan.read_size, (top, left, height, width), plan.size, float(plan.angle[row]))
+        square = torch.from_numpy(_bilinear(square.numpy(), *where)).round()
+    if plan.flip[row, 0]:
+        square = tv.horizontal_flip(square)
+    if plan.flip[row, 1]:
+        square = tv.vertical_flip(square)
+    square = square / 255
+    if plan.color is not None:
+        assert plan.color_order is not None
+        square = _torchvisions_colors(square, plan.color[row].tolist(), plan.color_order[row].tolist())
+    return tv.normalize(square, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_whole_plan_is_the_composition_of_torchvisions_functions(name: str) -> None:
+    sizes: list[Size] = [(20, 20), (50, 30), (1, 1), (9, 90), (31, 40), (200, 3)] * 4
+    plan = _plan(SPECS[name], *sizes, seed=3)
+    images = [_noise(size, row) for row, size in enumerate(sizes)]
+    result = reference.execute([_decoded(image) for image in images], plan, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = torch.stack([_composed(image, plan, row) for row, image in enumerate(images)])
+    difference = _difference(result, expected)
+    if plan.inner is None:
+        assert difference.max() < 1e-5
+    else:  # a tie in the second read may be rounded to the other level, which contrast and saturation enlarge
+        assert np.quantile(difference, 0.995) < 1e-5
+        assert difference.max() < 0.05
+
+
+def test_the_plans_of_the_whole_test_have_all_there_is() -> None:
+    plan = _plan(EVERYTHING, *[(20, 20)] * 24, seed=3)
     assert plan.color_order is not None
     assert len(np.unique(plan.flip, axis=0)) == 4
-    squares = torch.stack([_smooth((24, 24), row) for row in range(12)])
-    expected = []
-    for row, square in enumerate(squares):
-        image = tv.rotate(square, float(plan.angle[row]), InterpolationMode.BILINEAR)
-        image = tv.horizontal_flip(image) if plan.flip[row, 0] else image
-        image = tv.vertical_flip(image) if plan.flip[row, 1] else image
-        image = _staged_colour(image.float() / 255, plan.color[row].tolist(), plan.color_order[row].tolist())
-        expected.append(tv.normalize(image, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
-    result = reference.finish(squares, plan, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    apart = _apart(result, torch.stack(expected))
-    assert np.percentile(apart, 99.8) < 1e-5  # the others: a tie in the rotation, one grey level
-    assert apart.max() < 0.02
+    assert len(np.unique(plan.color_order, axis=0)) > 10
 
 
-# --- finished batches ---------------------------------------------------------------------------------
-
-SPECS = {
-    "plain": PlanSpec(RandomResizedCrop(16)),
-    "flipped": PlanSpec(ResizeCenterCrop(20, 16), horizontal_flip=0.5, vertical_flip=0.5),
-    "padded": PlanSpec(PaddedRandomCrop(16, 16, 2), horizontal_flip=0.5),
-    "colour": PlanSpec(RandomResizedCrop(16), color_jitter=JITTER),
-    "two reads": PlanSpec(RandomResizedCrop(20), rotation=20, second_crop=RandomResizedCrop(16)),
-    "everything": PlanSpec(RandomResizedCrop(20), 20, RandomResizedCrop(16), 0.5, 0.5, JITTER),
-}
-BATCH: list[Size] = [(16, 16), (30, 20), (1, 1), (9, 70), (20, 30)]
-
-
-def _batch(name: str) -> tuple[list[Tensor], Plan]:
-    return [_noise(size, row) for row, size in enumerate(BATCH)], _plan(SPECS[name], *BATCH)
+# --- form -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_batch_is_channels_last_of_the_wanted_dtype(name: str, dtype: torch.dtype) -> None:
-    batch = reference.execute(*_batch(name), dtype=dtype)
-    assert (batch.shape, batch.dtype) == ((len(BATCH), 3, 16, 16), dtype)
+def test_a_batch_is_channels_last_and_of_the_requested_dtype(name: str, dtype: torch.dtype) -> None:
+    sizes: list[Size] = [(30, 20), (1, 1), (9, 70)]
+    images, plan = [_decoded(_noise(size)) for size in sizes], _plan(SPECS[name], *sizes)
+    batch = reference.execute(images, plan, dtype=dtype)
+    assert (batch.shape, batch.dtype) == ((3, 3, 20, 20), dtype)
     assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch, reference.execute(*_batch(name)).to(dtype))
+    assert torch.equal(batch, reference.execute(images, plan).to(dtype))
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_sample_does_not_depend_on_its_companions(name: str) -> None:
-    images, plan = _batch(name)
-    together = reference.execute(images, plan)
-    alone = [reference.execute([image], plan[np.array([row])])[0] for row, image in enumerate(images)]
-    assert _apart(together, torch.stack(alone)).max() < 1e-6
+def test_uint8_results_are_the_rounded_pixels(name: str) -> None:
+    sizes: list[Size] = [(30, 20), (1, 1), (9, 70)]
+    images, plan = [_decoded(_noise(size)) for size in sizes], _plan(SPECS[name], *sizes)
+    pixels = reference.execute(images, plan, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+    rounded = reference.execute(images, plan, dtype=torch.uint8)
+    assert rounded.dtype == torch.uint8
+    assert _difference(rounded, pixels).max() <= 0.5 + 1e-4
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_what_is_handed_in_is_left_as_it_was(name: str) -> None:
-    images, plan = _batch(name)
-    copies = [image.clone() for image in images]
-    squares = torch.stack([_noise((plan.read_size, plan.read_size), row) for row in range(len(plan))])
-    squares = squares.contiguous(memory_format=torch.channels_last)
-    before = squares.clone()
-    reference.execute(images, plan)
-    reference.finish(squares, plan).zero_()
-    reference.first_read(images[0], plan, 0).zero_()
-    assert all(torch.equal(image, copy) for image, copy in zip(images, copies, strict=True))
-    assert torch.equal(squares, before)
-
-
-def test_colour_leaves_its_input_as_it_was() -> None:
-    images = _colourful(len(BATCH))
-    reference.jitter_color(images, _batch("colour")[1])
-    assert torch.equal(images, _colourful(len(BATCH)))
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.color_jitter is None])
-def test_cuda_pixels_are_the_cpus_within_one_level(name: str) -> None:
-    images, plan = _batch(name)
-    cuda = reference.execute([image.cuda() for image in images], plan, **PIXELS)
-    assert cuda.is_cuda
-    assert cuda.is_contiguous(memory_format=torch.channels_last)
-    assert _apart(cuda.cpu(), reference.execute(images, plan, **PIXELS)).max() < 1.01
-
-
-@pytest.mark.needs_cuda
-def test_cuda_colour_is_the_cpus() -> None:
-    images, plan = _colourful(len(BATCH)), _batch("colour")[1]
-    assert _apart(reference.jitter_color(images.cuda(), plan).cpu(), reference.jitter_color(images, plan)).max() < 1e-5
+def test_the_images_are_left_as_they_were(name: str) -> None:
+    images, plan = [_decoded(_noise((30, 20)))], _plan(SPECS[name], (30, 20))
+    before = images[0].copy()
+    reference.execute(images, plan).zero_()
+    np.testing.assert_array_equal(images[0], before)

@@ -13,23 +13,24 @@ from loaders.sampling import plan as plans
 from loaders.sampling.plan import Plan
 
 
-def ragged(sizes: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor, np.ndarray, list[Tensor]]:
-    """Noise images one behind the other (`[P, 3]`), where each begins, and each alone (`[3, H, W]`)."""
+def ragged(sizes: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor, np.ndarray, list[np.ndarray]]:
+    """Noise images one behind the other (`[P, 3]`), where each begins, and each alone (`[H, W, 3]`)."""
     numbers = np.random.default_rng(seed)
     images = [numbers.integers(0, 256, (height, width, 3), np.uint8) for height, width in sizes]
     starts = np.cumsum([0] + [height * width for height, width in sizes])[:-1]
     flat = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in images]))
-    return flat, starts, [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    return flat, starts, images
 
 
 def check(sizes: list[tuple[int, int]], plan: Plan, device: str = "cpu") -> None:
     """All the batch at once is what the reference makes of each image on a CPU."""
     flat, starts, images = ragged(sizes)
     widths = np.array([width for _, width in sizes])
-    wanted = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(images)])
-    found = resample.first_reads(flat.to(device), starts, widths, plan).cpu()
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    expected = torch.stack([reference.first_read(image, plan, row) for row, image in enumerate(tensors)])
+    actual = resample.first_reads(flat.to(device), starts, widths, plan).cpu()
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(actual.numpy(), expected.numpy())
 
 
 def drawn(spec: PlanSpec, sizes: list[tuple[int, int]], seed: int = 0) -> Plan:
@@ -39,7 +40,7 @@ def drawn(spec: PlanSpec, sizes: list[tuple[int, int]], seed: int = 0) -> Plan:
 CROPS = {
     "random resized crop": RandomResizedCrop(32),
     "tiny crop": RandomResizedCrop(1),
-    "centre crop": ResizeCenterCrop(40, 32),
+    "center crop": ResizeCenterCrop(40, 32),
     "padded crop": PaddedRandomCrop(24, 32, 12),
 }
 SIDES = st.integers(1, 90)

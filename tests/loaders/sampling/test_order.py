@@ -1,4 +1,4 @@
-"""Order: every sample where it belongs, on any number of ranks and after any resume point."""
+"""Order: every sample in its place, on any number of ranks and after any resume point."""
 
 from typing import Any, Literal
 

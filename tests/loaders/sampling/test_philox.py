@@ -1,4 +1,4 @@
-"""Philox4x32-10: Random123's vectors, uniformity, and numbers that depend only on what they are for."""
+"""Philox4x32-10: Random123's vectors, uniformity, and numbers that depend only on their counters."""
 
 from itertools import product
 
@@ -45,10 +45,10 @@ def test_each_of_the_four_numbers_is_uniform(row: int) -> None:
 
 @pytest.mark.parametrize(
     ("purpose", "epoch", "block", "step"),
-    [(Purpose.CROP, 0, 0, 1), (Purpose.CROP, 1, 0, 0), (Purpose.CROP, 0, 1, 0), (Purpose.TURN, 0, 0, 0)],
+    [(Purpose.CROP, 0, 0, 1), (Purpose.CROP, 1, 0, 0), (Purpose.CROP, 0, 1, 0), (Purpose.ROTATION_AND_FLIP, 0, 0, 0)],
     ids=["next sample", "next epoch", "next block", "other purpose"],
 )
-def test_neighbouring_counters_give_independent_numbers(purpose: Purpose, epoch: int, block: int, step: int) -> None:
+def test_neighboring_counters_give_independent_numbers(purpose: Purpose, epoch: int, block: int, step: int) -> None:
     here = uniforms(3, 0, Purpose.CROP, IDS)
     there = uniforms(3, epoch, purpose, IDS + step, block)
     for mine, other in product(here, there):
@@ -87,5 +87,5 @@ def test_global_numpy_state_plays_no_part() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_extreme_arguments_raise_no_numpy_warning(count: int) -> None:
     ids = np.full(count, 2**63 - 1)
-    with np.errstate(all="raise"):  # warnings are errors in this suite anyhow; this is for those NumPy keeps quiet
+    with np.errstate(all="raise"):  # warnings are errors in this suite anyhow; this is for those that NumPy hides
         assert uniforms(-1, 2**32 - 1, Purpose.COLOR_ORDER, ids, 65535).shape == (4, count)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ def test_shorter_side_is_resized_to_torchvisions_size(height: int, width: int, r
 
 
 @given(sides, sides, st.integers(1, 512), st.data())
-def test_centre_window_is_where_torchvision_crops(height: int, width: int, resize: int, data: st.DataObject) -> None:
+def test_center_window_is_where_torchvision_crops(height: int, width: int, resize: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, resize))
     plan = _draw(PlanSpec(ResizeCenterCrop(resize, size)), (height, width), count=1)
     tall, wide = plan.resized[0].tolist()
@@ -232,7 +232,7 @@ def test_padded_crop_has_torchvisions_distribution(size: Size, crop: PaddedRando
     assert set(places[0]) == set(places[1])
 
 
-# --- rotation, flips, colour --------------------------------------------------------------------------
+# --- rotation, flips, color ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rotation", [15.0, 180.0])
@@ -267,20 +267,20 @@ JITTER = ColorJitter(brightness=(0.6, 1.4), contrast=(0.0, 2.0), saturation=(0.9
 
 
 @pytest.mark.parametrize(("column", "name"), list(enumerate(("brightness", "contrast", "saturation", "hue"))))
-def test_colour_factors_are_uniform_in_their_ranges(column: int, name: str) -> None:
+def test_color_factors_are_uniform_in_their_ranges(column: int, name: str) -> None:
     color = _draw(PlanSpec(DEFAULT, color_jitter=JITTER)).color
     low, high = getattr(JITTER, name)
     assert color is not None
     assert stats.kstest(color[:, column], "uniform", (low, high - low)).pvalue > 1e-3
 
 
-def test_unset_colour_ranges_change_nothing() -> None:
+def test_unset_color_ranges_change_nothing() -> None:
     color = _draw(PlanSpec(DEFAULT, color_jitter=ColorJitter())).color
     assert color is not None
     assert (color == [1, 1, 1, 0]).all()
 
 
-def test_every_order_of_the_four_colour_steps_is_equally_likely() -> None:
+def test_every_order_of_the_four_color_steps_is_equally_likely() -> None:
     orders, times = np.unique(_draw(PlanSpec(DEFAULT, color_jitter=JITTER)).color_order, axis=0, return_counts=True)
     assert (np.sort(orders, axis=1) == range(4)).all()
     assert len(orders) == 24
@@ -352,14 +352,47 @@ def test_sizes_of_32_bits_do_not_overflow(spec: PlanSpec) -> None:
     _assert_same(narrow, wide)
 
 
+COLUMNS = ("box", "resized", "window", "inner", "angle", "flip", "color", "color_order")
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec.crop).__name__)
+def test_no_array_of_a_plan_can_be_changed(spec: PlanSpec) -> None:
+    plan = _draw(spec, count=10)
+    shifted = replace(plan, window=plan.window + 1)
+    for part in (plan, plan[3:7], plan[np.array([7, 1])], plan[3:7][1:], shifted):
+        columns = [column for column in (getattr(part, name) for name in COLUMNS) if column is not None]
+        assert len(columns) >= 4
+        for column in columns:
+            assert not column.flags.writeable
+            with pytest.raises(ValueError, match="read-only"):
+                column[0] = column[-1]
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec.crop).__name__)
 def test_rows_of_a_plan_are_the_rows_of_its_columns(spec: PlanSpec) -> None:
     plan = _draw(spec, count=10)
     part = plan[np.array([7, 1])]
     assert (part.size, part.read_size) == (plan.size, plan.read_size)
-    for name in ("box", "resized", "window", "inner", "angle", "flip", "color", "color_order"):
+    for name in COLUMNS:
         column, rows = getattr(plan, name), getattr(part, name)
         assert (column is rows is None) or rows.tolist() == [column[7].tolist(), column[1].tolist()]
+
+
+def test_a_plan_is_printed_in_one_line() -> None:
+    assert repr(_draw(FULL, count=64)) == "Plan(64 samples, 32 px)"
+    assert repr(_draw(FULL, count=1)) == "Plan(1 sample, 32 px)"
+    assert repr(_draw(FULL, count=3)[:0]) == "Plan(0 samples, 32 px)"
+
+
+def test_the_text_of_a_spec_does_not_change() -> None:
+    """States of loaders hold it: one that was written before must still be recognized."""
+    spec = PlanSpec(ResizeCenterCrop(256, 224), second_crop=RandomResizedCrop(32), color_jitter=ColorJitter())
+    assert repr(spec) == (
+        "PlanSpec(crop=ResizeCenterCrop(resize=256, size=224), rotation=0.0, "
+        "second_crop=RandomResizedCrop(size=32, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333)), "
+        "horizontal_flip=0.0, vertical_flip=0.0, color_jitter=ColorJitter(brightness=(1.0, 1.0), "
+        "contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(0.0, 0.0)))"
+    )
 
 
 @pytest.mark.parametrize(
@@ -390,7 +423,7 @@ def test_a_second_crop_alone_does_not_rotate() -> None:
     assert not angle.any()
 
 
-def test_without_colour_jitter_there_are_no_factors() -> None:
+def test_without_color_jitter_there_are_no_factors() -> None:
     plan = _draw(PlanSpec(DEFAULT), count=3)
     assert plan.color is plan.color_order is None
 
@@ -432,14 +465,11 @@ def test_an_impossible_spec_is_refused_by_the_fields_name(field: str, make: Call
 
 
 def test_plan_order_and_philox_need_no_torch() -> None:
-    # A stand-in for the package: its own __init__ imports the loaders, and those import torch.
     program = """
-import sys, types
+import sys
 sys.modules["torch"] = sys.modules["torchvision"] = None
-sys.modules["loaders"] = package = types.ModuleType("loaders")
-package.__path__ = ["loaders"]
 import numpy as np
-from loaders.sampling import order, philox, plan
+from loaders.sampling import cursor, order, philox, plan, splits
 spec = plan.PlanSpec(plan.RandomResizedCrop(8), rotation=5, color_jitter=plan.ColorJitter())
 plan.draw(spec, seed=0, epoch=0, ids=order.shuffled(np.arange(2), seed=0, epoch=0), sizes=np.full((2, 2), 9))
 """

@@ -24,7 +24,7 @@ def md5(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Of all six files: uint8 `[72, 32, 32, 3]`."""
+    """The images of all six files, uint8 `[72, 32, 32, 3]`."""
     return np.random.default_rng(0).integers(0, 256, (6 * PER_FILE, 32, 32, 3), np.uint8)
 
 
@@ -155,8 +155,8 @@ def test_without_data_and_network_the_message_says_what_to_fetch_and_where_to_pu
         (root / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"damaged")
     with pytest.raises(InputError) as caught:
         open_data("cifar10", root=root)
-    for told in (CIFAR10.url, str(root / "cifar-10-batches-py"), "Name or service not known"):
-        assert told in str(caught.value)
+    for part in (CIFAR10.url, str(root / "cifar-10-batches-py"), "Name or service not known", "`root` names"):
+        assert part in str(caught.value)
 
 
 def test_a_download_that_is_not_the_archive_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""CSV files of paths and labels: what they may look like, and what is said of those that make no sense."""
+"""CSV files of paths and labels: the accepted forms, and the errors for files that cannot be used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,8 +46,8 @@ def content(source: Source) -> set[tuple[str, bytes]]:
     return {(label, load_pixels(source.images, i).tobytes()) for i, label in enumerate(labels)}
 
 
-def wanted(*last: int) -> set[tuple[str, bytes]]:
-    """The same by Pillow, of the images whose numbers are given."""
+def expected(*last: int) -> set[tuple[str, bytes]]:
+    """The same by Pillow, for the images with these last digits."""
     chosen = [(seed, name) for seed, name in enumerate(NAMES) if int(name[7]) in last]
     return {(name[4:7], smooth_image(6, 8, seed).tobytes()) for seed, name in chosen}
 
@@ -57,20 +57,20 @@ def wanted(*last: int) -> set[tuple[str, bytes]]:
 def test_the_split_column_decides(write: Callable[..., Path], separator: str, names: str) -> None:
     train, val = opened(write(names.format(separator, separator) + "\n" + rows(separator, split=True)))
     assert train.classes == val.classes == ("ash", "oak")
-    assert content(train) == wanted(0, 1, 2, 3)
-    assert content(val) == wanted(4)
+    assert content(train) == expected(0, 1, 2, 3)
+    assert content(val) == expected(4)
     assert train.name == "labels"
 
 
 @pytest.mark.parametrize("header", ["", "path,label\n"])
 def test_without_a_split_a_fifth_of_every_class_is_held_out(write: Callable[..., Path], header: str) -> None:
     train, val = opened(write(header + rows()))
-    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+    assert content(train) | content(val) == expected(0, 1, 2, 3, 4)
     assert np.bincount(val.labels).tolist() == [1, 1]
     assert np.bincount(train.labels).tolist() == [4, 4]
 
 
-def test_files_of_one_folder_keep_what_each_other_knows(
+def test_files_of_one_folder_share_their_cached_verdicts(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
@@ -83,27 +83,27 @@ def test_files_of_one_folder_keep_what_each_other_knows(
     assert len(decoded) == len(NAMES)
 
 
-def test_what_is_known_of_files_that_are_gone_is_forgotten(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_verdicts_on_removed_or_changed_files_are_dropped(write: Callable[..., Path], tmp_path: Path) -> None:
     opened(write(rows()))
-    [kept] = (cache_folder() / "index").iterdir()
+    [cache_file] = (cache_folder() / "index").iterdir()
     (tmp_path / NAMES[0]).unlink()
     Image.fromarray(smooth_image(6, 8, 77)).save(tmp_path / NAMES[1])
     (tmp_path / "new.png").write_bytes((tmp_path / NAMES[2]).read_bytes())
     opened(write("new.png,ash\n" + "\n".join(rows().splitlines()[6:]), "other.csv"))
-    assert {key.split("\0")[0] for key in index._load(kept)} == {"new.png", *NAMES[2:]}
+    assert {key.split("\0")[0] for key in index._load(cache_file)} == {"new.png", *NAMES[2:]}
 
 
 def test_columns_may_stand_in_any_order_among_others(write: Callable[..., Path]) -> None:
     lines = [f"{i},{line.split(',')[1]},{line.split(',')[0]}" for i, line in enumerate(rows().splitlines())]
     train, val = opened(write("id,label,path\n" + "\n".join(lines)))
-    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+    assert content(train) | content(val) == expected(0, 1, 2, 3, 4)
 
 
 def test_absolute_paths_blank_lines_spaces_and_a_byte_order_mark_do_no_harm(write: Callable[..., Path]) -> None:
     file = write("")
     text = "path , label\n\n" + "\n\n".join(f" {file.parent}/{name} , {name[4:7]}" for name in NAMES)
     train, val = opened(write(text, encoding="utf-8-sig"))
-    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+    assert content(train) | content(val) == expected(0, 1, 2, 3, 4)
 
 
 def test_absolute_paths_are_found_from_behind_a_link(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_absolute_paths_are_found_from_behind_a_link(write: Callable[..., Path],
     file = write("".join(f"{tmp_path}/{name},{name[4:7]}\n" for name in NAMES), "deep/down/labels.csv")
     (tmp_path / "near").symlink_to(file.parent)
     train, val = opened(tmp_path / "near" / "labels.csv")
-    assert content(train) | content(val) == wanted(0, 1, 2, 3, 4)
+    assert content(train) | content(val) == expected(0, 1, 2, 3, 4)
 
 
 def test_classes_that_are_numbers_are_in_the_order_of_their_values(write: Callable[..., Path]) -> None:
@@ -141,14 +141,14 @@ def test_rows_of_a_third_split_are_left_out_and_counted(write: Callable[..., Pat
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("img/gone.png", "[Errno 2] No such file or directory: 'gone.png'"),
+        ("img/missing.png", "[Errno 2] No such file or directory: 'missing.png'"),
         ("~nobody-of-that-name.png", "[Errno 2] No such file or directory: '~nobody-of-that-name.png'"),
         ("img/\0.png", "embedded null byte"),
     ],
 )
 def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path], path: str, reason: str) -> None:
     train, val = opened(write(rows() + f"{path},oak\n"))
-    assert [told for source in (train, val) for told in source.bad.values()] == [reason]
+    assert [found for source in (train, val) for found in source.bad.values()] == [reason]
 
 
 @pytest.mark.parametrize(

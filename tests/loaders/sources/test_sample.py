@@ -1,4 +1,4 @@
-"""The embedded sample: same bytes always, only whole folders, and classes that colour does not tell."""
+"""The embedded sample: the same bytes always, only complete folders, and classes that color does not reveal."""
 
 import io
 import os
@@ -43,8 +43,8 @@ def test_layout_and_balance(whole: Path):
     assert tuple(sorted(CLASSES)) == CLASSES
     assert len(CLASSES) == 10
     count = Counter(path.parent.relative_to(whole).as_posix() for path in whole.rglob("*.jpg"))
-    wanted = dict(zip(SPLITS, (30, 20), strict=True))
-    assert count == {f"{split}/{name}": n for split, n in wanted.items() for name in CLASSES}
+    expected = dict(zip(SPLITS, (30, 20), strict=True))
+    assert count == {f"{split}/{name}": n for split, n in expected.items() for name in CLASSES}
 
 
 def test_uneven_counts_are_shared_out(tmp_path: Path):
@@ -56,7 +56,7 @@ def test_uneven_counts_are_shared_out(tmp_path: Path):
 
 
 def test_every_class_fills_its_disk_and_no_more():
-    """Else a shape would be cut off at the edge of the patch it is drawn in."""
+    """Otherwise a shape would be cut off at the edge of the patch it is drawn in."""
     axis = np.linspace(-1.5, 1.5, 301, dtype=np.float32)
     u, v = np.meshgrid(axis, axis)
     for name, distance in sample.SHAPES.items():
@@ -74,7 +74,7 @@ def test_sizes_are_those_of_photographs(whole: Path):
     assert len({tuple(size) for size in sizes}) > 20
 
 
-def mean_colours(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def mean_colors(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean RGB of each image [N, 3], and its label [N]."""
     rows = []
     for label, name in enumerate(CLASSES):
@@ -87,22 +87,22 @@ def mean_colours(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def probe(train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray]) -> float:
-    """Top-1 on `val` of least squares from colours to classes, fitted on `train`."""
+    """Top-1 on `val` of least squares from colors to classes, fitted on `train`."""
 
-    def inputs(colours: np.ndarray) -> np.ndarray:
-        return np.c_[colours / 255, np.ones(len(colours))]
+    def inputs(colors: np.ndarray) -> np.ndarray:
+        return np.c_[colors / 255, np.ones(len(colors))]
 
     weights = np.linalg.lstsq(inputs(train[0]), np.eye(len(CLASSES))[train[1]], rcond=None)[0]
     return float(np.mean((inputs(val[0]) @ weights).argmax(axis=1) == val[1]))
 
 
-def test_mean_colour_does_not_tell_the_class(whole: Path):
-    train, val = mean_colours(whole, "train"), mean_colours(whole, "val")
+def test_mean_color_does_not_reveal_the_class(whole: Path):
+    train, val = mean_colors(whole, "train"), mean_colors(whole, "val")
     assert probe(train, val) < 0.20
-    # The probe does see colour where there is some to see: a tint per class, no stronger than the
+    # The probe does find color where it depends on the class: a tint per class, no stronger than the
     # spread of the backgrounds.
     tint = np.random.default_rng(0).uniform(-40, 40, (len(CLASSES), 3))
-    assert probe(*((colours + tint[labels], labels) for colours, labels in (train, val))) > 0.30
+    assert probe(*((colors + tint[labels], labels) for colors, labels in (train, val))) > 0.30
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,7 @@
-"""Image folders: which images there are, what is known of each, and what is said of folders that make no sense."""
+"""Image folders: which images there are, what the index holds of each, and the errors for unusable folders."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -49,7 +51,7 @@ def flat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that were decoded for the index, as it goes on."""
+    """The names of the files that the index decodes, in order."""
     names: list[str] = []
 
     def counted(path: Path, *rest: int) -> index.Verdict:
@@ -98,14 +100,14 @@ def test_linked_folders_and_files_count(flat: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", [["ash"], [""], ["elsewhere", "ash"]])
 def test_a_link_back_is_not_followed(flat: Path, tmp_path: Path, way: list[str]) -> None:
-    wanted = every_path(flat)
+    expected = every_path(flat)
     (tmp_path / "elsewhere").mkdir()
     place = flat / "ash"
     for target in way:
         to = tmp_path / target if target == "elsewhere" else flat / target
         (place / "link").symlink_to(to)
         place = to
-    assert every_path(flat) == wanted
+    assert every_path(flat) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_the_split_does_not_simply_take_the_last_of_each_class(flat: Path) -> No
     assert held_out not in ([f"oak/{n:02}.png" for n in range(16, 20)], [f"oak/{n:02}.png" for n in range(4)])
 
 
-# --- what is known of each -----------------------------------------------------------------------
+# --- what the index holds of each ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -203,21 +205,21 @@ def test_broken_metadata_does_not_make_an_image_bad(flat: Path) -> None:
 
 FORMATS = {
     "gif": ("a.gif", "RGB", {}),
-    "gif, one colour transparent": ("a.gif", "P", {"transparency": 3}),
+    "gif, one color transparent": ("a.gif", "P", {"transparency": 3}),
     "animated gif": ("a.gif", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (30, 20))]}),
     "png palette": ("a.png", "P", {}),
-    "png palette, one colour transparent": ("a.png", "P", {"transparency": 3}),
-    "png palette, alpha per colour": ("a.png", "P", {"transparency": bytes(range(256))}),
+    "png palette, one color transparent": ("a.png", "P", {"transparency": 3}),
+    "png palette, alpha per color": ("a.png", "P", {"transparency": bytes(range(256))}),
     "png alpha": ("a.png", "RGBA", {}),
-    "png grey": ("a.png", "L", {}),
-    "png grey alpha": ("a.png", "LA", {}),
-    "png grey, one level transparent": ("a.png", "L", {"transparency": 120}),
-    "png one colour transparent": ("a.png", "RGB", {"transparency": (120, 130, 140)}),
+    "png gray": ("a.png", "L", {}),
+    "png gray alpha": ("a.png", "LA", {}),
+    "png gray, one level transparent": ("a.png", "L", {"transparency": 120}),
+    "png one color transparent": ("a.png", "RGB", {"transparency": (120, 130, 140)}),
     "png black and white": ("a.png", "1", {}),
     "png black and white, white transparent": ("a.png", "1", {"transparency": 255}),
     "png 16 bits": ("a.png", "I;16", {}),
     "png 16 bits, one level transparent": ("a.png", "I;16", {"transparency": 30000}),
-    "jpeg grey": ("a.jpg", "L", {}),
+    "jpeg gray": ("a.jpg", "L", {}),
     "jpeg CMYK": ("a.jpg", "CMYK", {}),
     "webp": ("a.webp", "RGB", {}),
     "webp alpha": ("a.webp", "RGBA", {}),
@@ -249,11 +251,11 @@ def test_every_format_is_read_as_pillow_converts_it_to_rgb(tmp_path: Path, kind:
     assert not source.bad
     assert source.sizes[1].tolist() == [20, 30]
     with Image.open(tmp_path / "train" / "this" / name) as stored, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns that a palette's alpha is lost, as it should be here
+        warnings.simplefilter("ignore")  # Pillow warns that a palette's alpha is dropped, as it should be here
         if mode == "I;16":  # of which `convert` would cut off what is beyond 255, nearly all
             stored = Image.fromarray((np.asarray(stored) >> 8).astype(np.uint8))
-        wanted = np.asarray(stored.convert("RGB"))
-    np.testing.assert_array_equal(load_pixels(source.images, 1), wanted)
+        expected = np.asarray(stored.convert("RGB"))
+    np.testing.assert_array_equal(load_pixels(source.images, 1), expected)
 
 
 def jpeg(seed: int) -> bytes:
@@ -272,7 +274,7 @@ def jpeg(seed: int) -> bytes:
     ],
     ids=["truncated", "empty", "text", "broken link"],
 )
-def test_a_bad_image_is_told_with_its_reason_and_the_others_are_as_before(
+def test_a_bad_image_has_its_reason_and_the_others_are_as_before(
     image_folder: Path, content: bytes | None, reason: str
 ) -> None:
     before, _ = open_both(image_folder)
@@ -280,7 +282,7 @@ def test_a_bad_image_is_told_with_its_reason_and_the_others_are_as_before(
     bad = image_folder / "train" / "ash" / "07.jpg"
     bad.unlink()
     if content is None:
-        bad.symlink_to(image_folder / "gone.jpg")
+        bad.symlink_to(image_folder / "missing.jpg")
     else:
         bad.write_bytes(content)
     for _ in ("made", "from the cache"):
@@ -295,7 +297,7 @@ def test_a_bad_image_is_told_with_its_reason_and_the_others_are_as_before(
         np.testing.assert_array_equal(after.images.formats[others], "JPEG")
 
 
-# --- the index is kept ---------------------------------------------------------------------------
+# --- the index is cached -------------------------------------------------------------------------
 
 
 def test_a_folder_that_was_opened_before_is_not_decoded_again(image_folder: Path, examined: list[str]) -> None:
@@ -386,11 +388,28 @@ def test_a_cache_whose_bytes_changed_is_made_again(image_folder: Path, examined:
     assert len(examined) == 34
 
 
+def test_an_index_in_the_format_of_earlier_versions_is_used(flat: Path, examined: list[str]) -> None:
+    """Written here without the module: a checksum of version and body, and facts by path, size and time."""
+    facts = {}
+    for path in flat.glob("*/*.png"):
+        stat = path.stat()
+        facts[f"{path.relative_to(flat)}\0{stat.st_size}\0{stat.st_mtime_ns}"] = [7, 9, "PNG", "RGB", 1, ""]
+    body = json.dumps(facts)
+    checksum = hashlib.sha256(b"4\0" + body.encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(flat.resolve()) + b"\x0089478485").hexdigest()[:16]
+    cache_file = Path(os.environ["SATURATE_CACHE"]) / "index" / f"{name}.json"
+    cache_file.parent.mkdir(parents=True)
+    cache_file.write_text(f"{checksum}\n{body}")
+    train, val = open_both(flat)
+    assert not examined
+    assert {tuple(size) for source in (train, val) for size in source.sizes.tolist()} == {(7, 9)}
+
+
 @pytest.mark.parametrize("obstacle", ["the cache is a file", "its folder is a file", "a folder in the index's place"])
 def test_a_cache_that_cannot_be_written_is_done_without(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
-    wanted, _ = open_both(image_folder)
+    expected, _ = open_both(image_folder)
     written = cached()
     cache = tmp_path / "other cache"
     monkeypatch.setenv("SATURATE_CACHE", str(cache))
@@ -403,8 +422,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
         for path in written:
             (cache / "index" / path.name).mkdir(parents=True)
     train, _ = open_both(image_folder)
-    np.testing.assert_array_equal(train.sizes, wanted.sizes)
-    assert wanted.notes == ()
+    np.testing.assert_array_equal(train.sizes, expected.sizes)
+    assert expected.notes == ()
     assert re.search(r"train: all is decoded again .* cannot be written: .*; SATURATE_CACHE names", *train.notes)
 
 
@@ -414,10 +433,10 @@ def test_nothing_but_the_index_is_left_in_the_cache(image_folder: Path) -> None:
     assert [path for path in cached("*") if path.is_file()] == cached("*.json")
 
 
-def test_progress_is_told_image_by_image(flat: Path) -> None:
-    told: list[tuple[int, int]] = []
-    open_data(str(flat), root=flat, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 30) for done in range(1, 31)]
+def test_progress_is_reported_image_by_image(flat: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    open_data(str(flat), root=flat, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(done, 30) for done in range(1, 31)]
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, MemoryError])
@@ -439,12 +458,16 @@ def test_an_index_that_was_interrupted_goes_on_where_it_was(
     assert len(examined) == 20
 
 
-def test_an_index_is_kept_while_it_grows(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_saved_while_it_grows(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_SECONDS_BETWEEN_SAVES", -1.0)
     monkeypatch.setattr(index, "_SHARE_SAVING", float("inf"))
-    kept: list[int] = []
-    open_data(str(flat), root=flat, progress=lambda *_: kept.append(sum(len(index._load(f)) for f in cached("*.json"))))
-    assert kept == list(range(30))  # a kill now and here would lose one
+    saved: list[int] = []
+
+    def count_saved(*_: int) -> None:
+        saved.append(sum(len(index._load(file)) for file in cached("*.json")))
+
+    open_data(str(flat), root=flat, progress=count_saved)
+    assert saved == list(range(30))  # a kill now and here would lose one
 
 
 def test_a_save_that_was_interrupted_leaves_nothing_behind(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,8 +588,8 @@ def test_an_image_of_more_pixels_than_allowed_is_bad_and_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(of_two_classes(tmp_path, "z.png"), size=(40, 50))
-    limits = {2000: [], 1999: ["its 50 × 40 pixels are more than 1,999 (--max-pixels)"]}
-    for limit in (2000, 1999, 2000):  # a verdict that was kept does not outlive its limit
+    limits = {2000: [], 1999: ["its 50 × 40 pixels are more than 1,999 (`max_pixels`)"]}
+    for limit in (2000, 1999, 2000):  # a cached verdict does not outlive its limit
         sources = open_data(str(tmp_path), root=tmp_path, max_pixels=limit)
         assert [reason for source in sources for reason in source.bad.values()] == limits[limit]
     loaded: list[str] = []
@@ -580,8 +603,8 @@ def test_an_image_far_longer_than_wide_is_bad_and_a_panorama_is_not(tmp_path: Pa
     sizes = {"panorama.jpg": (20, 600), "just.png": (2, 200), "thread.png": (2, 201), "hair.jpg": (1, 65500)}
     for name, size in sizes.items():
         put(of_two_classes(tmp_path, name), size=size[::-1] if turned else size)
-    told = {source.images.describe(i): reason for source in open_both(tmp_path) for i, reason in source.bad.items()}
-    reasons = {Path(path).name: reason for path, reason in told.items()}
+    bad = {source.images.describe(i): reason for source in open_both(tmp_path) for i, reason in source.bad.items()}
+    reasons = {Path(path).name: reason for path, reason in bad.items()}
     assert reasons.keys() == {"thread.png", "hair.jpg"}
     size = "1 × 65,500" if turned else "65,500 × 1"
     assert reasons["hair.jpg"] == f"of its {size} pixels one side is over 100 times the other"
@@ -624,12 +647,20 @@ def test_files_that_are_passed_over_are_counted(image_folder: Path) -> None:
     assert not val.notes
 
 
-# --- folders that make no sense ------------------------------------------------------------------
+# --- folders that cannot be used -----------------------------------------------------------------
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no folder or CSV file {tmp_path}/nowhere.*sample, cifar10"):
+    said = f"^`data`: there is no folder or CSV file {tmp_path}/nowhere.*sample, cifar10"
+    with pytest.raises(InputError, match=said):
         open_both(tmp_path / "nowhere")
+
+
+def test_a_sample_that_cannot_be_generated_names_the_root(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = f"^`root`: the sample cannot be made under {tmp_path}/file: File exists$"
+    with pytest.raises(InputError, match=said):
+        open_data("sample", root=tmp_path / "file")
 
 
 def test_a_home_that_nobody_has_is_no_folder() -> None:
@@ -650,13 +681,13 @@ def test_a_folder_that_must_not_be_read_is_named(
     (image_folder / "train" / "1.jpg").touch()
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refuse)
-        with pytest.raises(InputError, match=rf"{image_folder / closed} cannot be read: Permission denied"):
+        with pytest.raises(InputError, match=rf"^`data`: {image_folder / closed} cannot be read: Permission denied"):
             open_both(image_folder)
 
 
 def test_train_without_val_is_refused(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val")
-    with pytest.raises(InputError, match=rf"{image_folder} has train/ but no val/.* DATA={image_folder}/train$"):
+    with pytest.raises(InputError, match=rf'{image_folder} has train/ but no val/.* `data="{image_folder}/train"`$'):
         open_both(image_folder)
     assert all(map(len, open_both(image_folder / "train")))
 

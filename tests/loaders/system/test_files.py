@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writing: files are complete, or as they were before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +45,6 @@ def disk_is_full_in_torch(part: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [disk_is_full, disk_is_full_in_torch])
-def test_why_a_file_cannot_be_written_is_told(tmp_path: Path, write: Callable[[Path], object]) -> None:
+def test_the_error_says_why_a_file_cannot_be_written(tmp_path: Path, write: Callable[[Path], object]) -> None:
     with pytest.raises(InputError, match=rf"{tmp_path}/new/file cannot be written: No space left on device$"):
         write_whole(tmp_path / "new" / "file", write)

@@ -1,4 +1,4 @@
-"""Cores and folders: what this process may use of its machine."""
+"""Cores, memory and folders that this process may use."""
 
 import os
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_cores_are_those_of_the_affinity_within_the_cgroups_quota(
         ),
     ],
 )
-def test_what_holds_for_a_process_is_what_its_own_groups_and_those_above_allow(
+def test_the_limits_of_a_processs_own_cgroups_and_of_their_ancestors_apply(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memberships: str, files: dict[str, str], cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
@@ -94,22 +94,22 @@ def test_what_holds_for_a_process_is_what_its_own_groups_and_those_above_allow(
         ("0::/\n", {"memory.max": "10\n", "memory.current": "20\n", "memory.stat": "anon 20\n"}, 0),
     ],
 )
-def test_memory_is_what_the_groups_leave_and_files_in_it_count_as_free(
+def test_free_memory_is_what_the_cgroups_leave_and_the_page_cache_counts_as_free(
     tmp_path: Path, memberships: str, files: dict[str, str], free: int
 ) -> None:
     write(tmp_path, files | {"own": memberships})
     assert free_memory(torch.device("cpu"), tmp_path, tmp_path / "own") == free
 
 
-def test_without_a_limit_the_systems_word_counts(tmp_path: Path) -> None:
+def test_without_a_cgroup_limit_the_systems_available_memory_counts(tmp_path: Path) -> None:
     write(tmp_path, {"memory.max": "max\n", "memory.current": "2000\n", "memory.stat": "anon 1\n"})
     assert free_memory(torch.device("cpu"), tmp_path, tmp_path / "none") > 1 << 20
 
 
-def test_what_torch_keeps_of_a_gpus_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a second run in the same process would find the first one's taken."""
-    for name, told in {"mem_get_info": (10, 80), "memory_reserved": 60, "memory_allocated": 25}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda _, told=told: told)
+def test_gpu_memory_that_torch_has_reserved_and_not_allocated_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a second run in the same process would count the memory of the first one as occupied."""
+    for name, value in {"mem_get_info": (10, 80), "memory_reserved": 60, "memory_allocated": 25}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     assert free_memory(torch.device("cuda")) == 45
 
 
@@ -137,7 +137,7 @@ def test_without_affinity_the_machines_cores_count(
         ({"SATURATE_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/home/me"}, "/home/me/.cache/saturate"),
     ],
 )
-def test_the_cache_lies_where_the_first_variable_that_is_set_says(
+def test_the_first_variable_that_is_set_names_the_cache_folder(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
     for name in ("SATURATE_CACHE", "XDG_CACHE_HOME", "HOME"):

@@ -29,15 +29,15 @@ from loaders import (
     build_loader,
     open_data,
 )
-from loaders.backends import host
+from loaders.backends import threads, torchvision
 from loaders.ops import reference
 from loaders.sampling import order
 from loaders.sampling import plan as plans
-from loaders.sampling.plan import Plan
+from loaders.sampling.plan import IMAGENET_MEAN, IMAGENET_STD, Plan
 from loaders.sources import PixelArray
 from tests.conftest import host_may_not_wait, smooth_image
 
-MEAN, STD = (torch.tensor(reference.IMAGENET_MEAN)[:, None, None], torch.tensor(reference.IMAGENET_STD)[:, None, None])
+MEAN, STD = (torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None])
 
 CLASSIC = PlanSpec(
     RandomResizedCrop(256, scale=(0.8, 1.0)), rotation=15, second_crop=RandomResizedCrop(224), horizontal_flip=0.5
@@ -143,7 +143,7 @@ def test_a_batch_is_exactly_what_the_reference_makes_of_its_plans(
     rows = order.shuffled(np.arange(32), seed=0, epoch=2).reshape(4, 8)
     for ids, (images, labels) in zip(rows, loader, strict=True):
         decoded, plan = drawn(source, ids, spec, epoch=2)
-        wanted = reference.execute([torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decoded], plan, dtype=dtype)
+        wanted = reference.execute(decoded, plan, dtype=dtype)
         assert torch.equal(images, wanted)
         assert labels.tolist() == source.labels[ids].tolist()
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -234,7 +234,7 @@ def test_the_number_of_workers_changes_nothing(source: Source, training: bool, w
 @pytest.mark.parametrize("at_once", [1, 10, 17])
 def test_how_many_plans_are_drawn_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     wanted = list(build(numbered(32), EVERYTHING, batch_size=5))
-    monkeypatch.setattr("loaders.loader.SAMPLES_PLANNED_AT_ONCE", at_once)
+    monkeypatch.setattr("loaders.sampling.planner.SAMPLES_DRAWN_AT_ONCE", at_once)
     assert same(build(numbered(32), EVERYTHING, batch_size=5), wanted)
 
 
@@ -301,8 +301,8 @@ def test_only_a_few_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> N
         loaded.append(index)
         return load(images, index)
 
-    load = host.load_pixels
-    monkeypatch.setattr(host, "load_pixels", counted)
+    load = torchvision.load_pixels
+    monkeypatch.setattr(torchvision, "load_pixels", counted)
     with build(numbered(160)) as loader:
         batches = iter(loader)
         for taken in range(1, 4):
@@ -311,7 +311,7 @@ def test_only_a_few_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> N
             while len(loaded) <= 8 * taken and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.1)  # in which the threads would do more than they are to do
-            assert 8 * taken < len(loaded) <= 8 * (taken + host.AHEAD)
+            assert 8 * taken < len(loaded) <= 8 * (taken + threads.AHEAD)
 
 
 # --- nothing is left behind ----------------------------------------------------------------------
@@ -394,8 +394,8 @@ def test_an_exception_in_a_thread_arrives_in_the_loop_as_it_is(monkeypatch: pyte
             raise MishapError(f"at {index}")
         return load(images, index)
 
-    load, fatal = host.load_pixels, order.shuffled(np.arange(40), seed=0, epoch=0)[19]
-    monkeypatch.setattr(host, "load_pixels", fail)
+    load, fatal = torchvision.load_pixels, order.shuffled(np.arange(40), seed=0, epoch=0)[19]
+    monkeypatch.setattr(torchvision, "load_pixels", fail)
     before = set(threading.enumerate())
     batches = iter(build(numbered(40)))
     next(batches)
@@ -413,8 +413,8 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_the_threads(monkeypatch: pytest.M
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return load(images, index)
 
-    load, pressed = host.load_pixels, threading.Event()
-    monkeypatch.setattr(host, "load_pixels", press_ctrl_c)
+    load, pressed = torchvision.load_pixels, threading.Event()
+    monkeypatch.setattr(torchvision, "load_pixels", press_ctrl_c)
     before = set(threading.enumerate())
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     try:
@@ -430,14 +430,14 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_the_threads(monkeypatch: pytest.M
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, broken: Iterable[int]) -> None:
     """Lets these samples of a source in memory fail to load."""
-    failing, load = set(broken), host.load_pixels
+    failing, load = set(broken), torchvision.load_pixels
 
     def read(images: PixelArray, index: int, **_: object) -> np.ndarray:
         if index in failing:
             raise OSError("Input/output error")
         return load(images, index)
 
-    monkeypatch.setattr(host, "load_pixels", read)
+    monkeypatch.setattr(torchvision, "load_pixels", read)
 
 
 def test_a_substitute_gone_bad_has_a_substitute_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +459,7 @@ def test_where_nothing_is_left_to_substitute_it_is_an_error(monkeypatch: pytest.
         tries.append(index)
         raise MishapError("tried for ever") if len(tries) > 50 else OSError("Input/output error")
 
-    monkeypatch.setattr(host, "load_pixels", read)
+    monkeypatch.setattr(torchvision, "load_pixels", read)
     with pytest.raises(BadImageError):
         list(build(numbered(1), batch_size=1, on_bad_image="skip"))
 

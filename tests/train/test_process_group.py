@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from loaders import InputError
-from train.world import joined_process_group, require_shared_memory
+from train.process_group import joined_process_group, require_shared_memory
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -41,8 +41,8 @@ def test_each_process_has_its_own_gpu_and_hosts_ask_each_other_without_it(
     monkeypatch.setattr(distributed, "init_process_group", lambda backend, **_: given.update(backend=backend))
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(distributed, "all_reduce", lambda values: given.update(asked=values.device.type))
-    with joined_process_group(use_cuda) as world:
-        assert (world.rank, world.size) == (1, 2)
-        assert world.any(True)
+    with joined_process_group(use_cuda) as group:
+        assert (group.rank, group.size) == (1, 2)
+        assert group.any(True)
     expected = {"backend": "cpu:gloo,cuda:nccl", "current": 1} if use_cuda else {"backend": "gloo"}
     assert given == {**expected, "asked": "cpu"}

@@ -1,4 +1,4 @@
-"""What is told of the environment a run had."""
+"""The environment that is recorded with a run."""
 
 import shlex
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.folder import describe_environment
+from train.environment import describe_environment
 
 
 @pytest.mark.parametrize("ranks", [None, "1", "2"])
@@ -25,20 +25,20 @@ def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, ranks: 
 
 def test_the_command_of_a_module_calls_the_module(tmp_path: Path) -> None:
     """As Python itself sets it, for which a file `__main__.py` is no command."""
-    (tmp_path / "told").mkdir()
-    (tmp_path / "told" / "__main__.py").write_text("from train.folder import _command; print(_command())")
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "__main__.py").write_text("from train.environment import _command; print(_command())")
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-m", "told", "a b"],
+        [sys.executable, "-m", "program", "a b"],
         cwd=tmp_path,
         env={"PYTHONPATH": root},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert shlex.split(done.stdout) == ["python", "-m", "told", "a b"]
+    assert shlex.split(done.stdout) == ["python", "-m", "program", "a b"]
 
 
-def test_versions_of_what_decodes_and_compiles_are_told() -> None:
+def test_versions_of_what_decodes_and_compiles_are_recorded() -> None:
     versions = describe_environment()["versions"]
     assert {"python", "torch", "torchvision", "numpy", "PIL", "simplejpeg"} <= set(versions)
