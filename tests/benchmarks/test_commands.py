@@ -47,11 +47,18 @@ def test_options_are_parsed_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def run_after(preparation: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m benchmarks` in a process in which other code has run."""
-    program = "import runpy; runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", f"{preparation}\n{program}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run_where_importing_raises(module: str, error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m benchmarks` where importing a module raises an error."""
+    code = f"""
+import runpy, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise {error}
+sys.meta_path.insert(0, Finder())
+runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)
+"""
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -63,23 +70,19 @@ def run_after(preparation: str, *arguments: str) -> subprocess.CompletedProcess[
         (["loaders", "--windows", "0"], 2),
         (["fast"], 2),
     ],
-    ids=" ".join,
 )
 def test_help_and_mistakes_are_answered_without_torch(arguments: list[str], exit_code: int) -> None:
-    done = run_after("import sys; sys.modules['torch'] = None", *arguments)
+    done = run_where_importing_raises("torch", "AssertionError", *arguments)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout.startswith("usage: python -m benchmarks") == (exit_code == 0)
 
 
 @pytest.mark.parametrize("module", ["tyro", "benchmarks.suites.options", "benchmarks.suites.loader_rates", "torch"])
 def test_an_interruption_while_importing_ends_quietly(module: str) -> None:
-    finder = f"""
-import sys
-class Finder:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Finder())
-"""
-    done = run_after(finder, "loaders")
+    done = run_where_importing_raises(module, "KeyboardInterrupt", "loaders")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_package_that_a_suite_lacks_is_named_too() -> None:
+    done = run_where_importing_raises("torchvision", "ModuleNotFoundError(name='torchvision')", "loaders")
+    assert (done.returncode, done.stderr.split("; ")[0]) == (2, f"error: {sys.executable} has no torchvision")
