@@ -1,83 +1,109 @@
 """`python -m benchmarks THEME`: what is measured, compared, or drawn anew."""
 
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-try:
+from loaders.system.startup import INTERRUPTED, startup
+
+with startup():
     import tyro
 
-    from benchmarks.compare import CompareOptions, run_compare
-    from benchmarks.files import KeepOptions, RedrawOptions, run_keep, run_redraw
-    from benchmarks.gpu_check import GpuCheckOptions, run_gpu_check
-    from benchmarks.loader_rates import LoaderOptions, bench_loaders
-    from benchmarks.profiling import ProfileOptions, bench_profile
-    from benchmarks.readme_tables import TablesOptions, run_tables
-    from benchmarks.report import BENCH, Keeper
-    from benchmarks.saturation import SaturationOptions, bench_saturation
-    from benchmarks.steps import StepsOptions, bench_steps
-    from benchmarks.time_to_accuracy import AccuracyOptions, bench_time_to_accuracy
-    from loaders import InputError
-    from train.console import Reporter
-    from train.stopping import InterruptedRunError
-except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
-    python = sys.executable
-    print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
-    sys.exit(2)
+    from benchmarks.gpu_check.options import GpuCheckOptions
+    from benchmarks.harness.result_json import BENCH
+    from benchmarks.report.options import CompareOptions, KeepOptions, RedrawOptions, TablesOptions
+    from benchmarks.suites.options import (
+        AccuracyOptions,
+        LoaderOptions,
+        ProfileOptions,
+        SaturationOptions,
+        StepsOptions,
+    )
+    from loaders.errors import InputError, name_options
+    from train.options import OPTION_NAMES
 
-MEASURED: dict[str, tuple[type[Any], Callable[..., None]]] = {
-    "loaders": (LoaderOptions, bench_loaders),
-    "saturation": (SaturationOptions, bench_saturation),
-    "profile": (ProfileOptions, bench_profile),
-    "steps": (StepsOptions, bench_steps),
-    "train": (AccuracyOptions, bench_time_to_accuracy),
-}
-"""Theme → its options and what measures it: called with options, reporter, and `keep`, which takes the result."""
 
-OTHERS: dict[str, tuple[type[Any], Callable[..., int]]] = {
-    "compare": (CompareOptions, run_compare),
-    "redraw": (RedrawOptions, run_redraw),
-    "keep": (KeepOptions, run_keep),
-    "readme-tables": (TablesOptions, run_tables),
-    "gpu-check": (GpuCheckOptions, run_gpu_check),
+@dataclass(frozen=True)
+class Command:
+    """What a word of the command line stands for. What carries it out is imported when it is chosen."""
+
+    options: type[Any]
+    module: str
+    function: str
+
+    def load(self) -> Any:
+        """The function that carries it out."""
+        with startup():
+            return getattr(import_module(self.module), self.function)
+
+
+SUITES = {
+    "loaders": Command(LoaderOptions, "benchmarks.suites.loader_rates", "bench_loaders"),
+    "saturation": Command(SaturationOptions, "benchmarks.suites.saturation", "bench_saturation"),
+    "profile": Command(ProfileOptions, "benchmarks.suites.profiling", "bench_profile"),
+    "steps": Command(StepsOptions, "benchmarks.suites.steps", "bench_steps"),
+    "train": Command(AccuracyOptions, "benchmarks.suites.time_to_accuracy", "bench_time_to_accuracy"),
 }
-"""Name → its options and what does it: called with options, returns the exit code."""
+"""Theme → what measures it: a function of options, reporter, and a `WriteResult`."""
+
+OTHER_COMMANDS = {
+    "compare": Command(CompareOptions, "benchmarks.report.compare", "run_compare"),
+    "redraw": Command(RedrawOptions, "benchmarks.report.result_files", "run_redraw"),
+    "keep": Command(KeepOptions, "benchmarks.report.result_files", "run_keep"),
+    "readme-tables": Command(TablesOptions, "benchmarks.report.markdown", "run_tables"),
+    "gpu-check": Command(GpuCheckOptions, "benchmarks.gpu_check.check", "run_gpu_check"),
+}
+"""Name → what does it: a function of options that returns the exit code."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what is asked; what is measured ends with a table and, where it is piped, one line of JSON.
+    """Runs the command; a suite ends with a table and, where the output is piped, one line of JSON.
 
     Returns:
-        2 where something the user gave cannot be used.
+        The exit code: 2 where something the user gave cannot be used.
     """
-    kinds: dict[str, Callable[..., Any]] = {name: options for name, (options, _) in (MEASURED | OTHERS).items()}
+    commands = SUITES | OTHER_COMMANDS
     try:
-        options = tyro.extras.subcommand_cli_from_dict(
-            kinds, prog="python -m benchmarks", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        options: Any = tyro.extras.subcommand_cli_from_dict(
+            {name: command.options for name, command in commands.items()},
+            prog="python -m benchmarks",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
-        name = next(name for name, kind in kinds.items() if kind is type(options))
-        return OTHERS[name][1](options) if name in OTHERS else measure(name, options)
+        name = next(name for name, command in commands.items() if command.options is type(options))
+        if name in SUITES:
+            return run_suite(name, options)
+        exit_code: int = OTHER_COMMANDS[name].load()(options)
+        return exit_code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_options(str(error), OPTION_NAMES)}", file=sys.stderr)
         return 2
-    except InterruptedRunError as interrupted:
-        return interrupted.exit_code
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-def measure(theme: str, options: Any) -> int:
-    """Measures a theme, keeps what is found, and concludes.
+def run_suite(theme: str, options: Any) -> int:
+    """Measures a theme, writes what is found, and concludes.
 
     Raises:
-        InputError: when the folder holds a result already, or the theme cannot be measured as asked.
+        InputError: when the folder holds a result already, or the theme cannot be measured with these options.
     """
     folder = options.folder(theme)
     if (folder / BENCH).exists():
         raise InputError(f"{folder} holds another result: choose another OUT, or remove it")
-    keep = Keeper(folder)
-    MEASURED[theme][1](options, Reporter(), keep)
-    keep.conclude()
+    measure = SUITES[theme].load()
+    with startup():
+        from benchmarks.report.writer import ResultWriter
+        from train.console import Reporter
+        from train.stopping import InterruptedRunError
+    write = ResultWriter(folder)
+    try:
+        measure(options, Reporter(), write)
+    except InterruptedRunError as interrupted:
+        exit_code: int = interrupted.exit_code
+        return exit_code
+    write.conclude()
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.readme_tables import pages, with_tables
+from benchmarks.report.markdown import pages, with_tables
 from loaders import choose_loader, open_data
 
 ROOT = Path(__file__).parent.parent
@@ -38,10 +38,12 @@ def test_every_table_equals_the_results_it_names() -> None:
 
 
 def test_every_option_named_exists() -> None:
-    from benchmarks.__main__ import MEASURED, OTHERS
+    from benchmarks.__main__ import OTHER_COMMANDS, SUITES
     from train.options import Options
 
-    measuring = {name for options, _ in (MEASURED | OTHERS).values() for name in options.__dataclass_fields__}
+    measuring = {
+        name for command in (SUITES | OTHER_COMMANDS).values() for name in command.options.__dataclass_fields__
+    }
     named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]+", README)} - {
         "help",
         "tyro_write_completion",

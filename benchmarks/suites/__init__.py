@@ -1,0 +1,1 @@
+"""What is measured: loaders, saturation, profiles, steps, and whole training runs."""
