@@ -73,8 +73,14 @@ setup-ffcv: $(ready)
 	    $$sudo apt-get update -q && \
 	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(ffcv_packages); \
 	fi
-	@$(pip) $$($(python) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ffcv"])')
-	@$(python) -W ignore -c 'import ffcv.loader' && echo 'FFCV is ready: LOADER=ffcv'
+	@log=$$(mktemp); \
+	if { $(pip) $$($(python) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ffcv"])') \
+	        && $(python) -W ignore -c 'import ffcv.loader'; } >"$$log" 2>&1; then \
+	    rm -f "$$log"; echo 'FFCV is ready: LOADER=ffcv'; \
+	else \
+	    version=$$($(python) -c 'import sys; print("{}.{}".format(*sys.version_info))'); \
+	    echo "FFCV does not build on this machine with Python $$version (it does on Linux with Python 3.11 to 3.14; the log is $$log): the other loaders work without it" >&2; exit 2; \
+	fi
 
 train: $(ready)
 	@$(python) $(launch) -m train $(MODE) $(data) --loader $(LOADER) --weights $(call quoted,$(WEIGHTS)) $(out) $(ARGS)
@@ -99,14 +105,21 @@ lint: $(ready_dev)
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
+# The newest comes first: everything the project depends on has wheels for each of these, and FFCV builds on each.
+interpreters = python3.14 python3.13 python3.12 python3.11 python3
+supported    = sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+
+# An environment that is there keeps its interpreter, so that a newer Python on the machine does not replace it.
 .venv/ready: pyproject.toml
-	@for python in python3.12 python3.11 python3; do \
-	    if $$python -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	@.venv/bin/python -c 'import sys, pip; $(supported)' 2>/dev/null && exit; \
+	for python in $(interpreters); do \
+	    if $$python -c 'import sys, ensurepip, venv; $(supported)' 2>/dev/null; then \
 	        echo "building .venv with $$($$python --version): about two minutes and 6 GB, once"; \
-	        exec $$python -m venv .venv; \
+	        exec $$python -m venv --clear .venv; \
 	    fi; \
 	done; \
-	echo 'no Python 3.11 or 3.12 with venv here: install one (python3-venv on Debian), or name an interpreter that has torch with PYTHON=...' >&2; exit 2
+	found=$$(python3 -c 'import sys; print("python3 is {}.{}".format(*sys.version_info))' 2>/dev/null) || found='there is no python3'; \
+	echo "no Python 3.11 to 3.14 with venv here ($$found): install one (python3-venv on Debian), or name an interpreter that has torch with PYTHON=..." >&2; exit 2
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

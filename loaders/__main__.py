@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-try:
+from loaders.system.startup import INTERRUPTED, startup
+
+with startup():
     import tyro
 
     from loaders.errors import InputError, name_options
     from loaders.sources.index import MAX_PIXELS
     from loaders.system.console import open_console, shown_progress, with_rate
     from loaders.system.format import format_bytes
-except ModuleNotFoundError as missing:  # with PYTHON=..., nothing has been installed
-    python = sys.executable
-    print(f"error: {python} has no {missing.name}; to add it: {python} -m pip install {missing.name}", file=sys.stderr)
-    sys.exit(2)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,7 +145,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"error: {name_options(str(error), OPTIONS)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 

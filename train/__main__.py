@@ -1,8 +1,8 @@
 """`python -m train {feature,finetune}`."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from loaders.system.startup import INTERRUPTED, startup
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,20 +14,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 2 where something cannot be used, 130 after Ctrl-C, 128 + its number after another signal.
     """
-    try:
-        return _parse_and_train(arguments)
-    except KeyboardInterrupt:
-        return 130
-
-
-def _parse_and_train(arguments: list[str] | None) -> int:
-    with _missing_modules_named():
+    with startup():
         from loaders.errors import InputError, name_options
         from train.options import OPTION_NAMES, parse_options
         from train.stopping import InterruptedRunError
     try:
         options = parse_options(arguments)
-        with _missing_modules_named():
+        with startup():
             from train.run import run_in_process_group
         run_in_process_group(options)
     except InputError as error:
@@ -35,19 +28,9 @@ def _parse_and_train(arguments: list[str] | None) -> int:
         return 2
     except InterruptedRunError as interrupted:
         return interrupted.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
-
-
-@contextmanager
-def _missing_modules_named() -> Iterator[None]:
-    """Ends the program with a remedy where a module is missing: with PYTHON=..., nothing has been installed."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        python = sys.executable
-        remedy = f"{python} -m pip install {missing.name}"
-        print(f"error: {python} has no {missing.name}; to add it: {remedy}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,8 @@ def dataloader_batches(task: Task, dataset: Dataset[Any], workers: int) -> Batch
             shuffle=True,
             num_workers=workers,
             persistent_workers=workers > 0,
+            # Python 3.14 would pickle the dataset, pixels and all, for each worker; forked ones share its memory.
+            multiprocessing_context="fork" if workers > 0 else None,
             drop_last=True,
             pin_memory=task.device.type == "cuda",
         )

@@ -7,8 +7,10 @@ is how fast they are.
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from multiprocessing import get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,17 @@ def _ffcv(task: Task, *, reencode: bool = True) -> Batches:
             yield images.to(task.device, non_blocking=True), known.to(task.device, non_blocking=True)
 
 
+@contextmanager
+def _forked_processes() -> Iterator[None]:
+    """Processes are forked, as FFCV's writer expects: from Python 3.14 on the default pickles what they are given."""
+    method = get_start_method(allow_none=True)
+    set_start_method("fork", force=True)
+    try:
+        yield
+    finally:
+        set_start_method(method, force=True)
+
+
 def _written_by_ffcv(source: Source, workers: int) -> Path:
     """FFCV's own file of a source: pixels raw, photographs as JPEGs of quality 90, as its guide for ImageNet has it."""
     from ffcv.fields import IntField, RGBImageField
@@ -187,7 +200,8 @@ def _written_by_ffcv(source: Source, workers: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
-        DatasetWriter(str(part), fields, num_workers=workers).from_indexed_dataset(_Images(source))
+        with _forked_processes():
+            DatasetWriter(str(part), fields, num_workers=workers).from_indexed_dataset(_Images(source))
         part.rename(path)
     return path
 
