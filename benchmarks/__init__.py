@@ -1,1 +1,1 @@
-"""Measures what the loaders supply. `python -m benchmarks --help` tells how."""
+"""Measures what the loaders supply. `python -m benchmarks --help` lists its commands."""

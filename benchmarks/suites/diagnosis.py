@@ -1,8 +1,8 @@
 """What limits a training loop, what to change, and what to expect of it: arithmetic on what a profile measured.
 
 The loop is a pipeline: threads read, decode and resize; the step's own thread plans, hands batches over and submits the
-rest to the device. The part that the others wait for is the bottleneck; how full the queue before the step was tells on
-which side of it that is.
+rest to the device. The part that the others wait for is the bottleneck; the share of finished batches in the queue
+before the step shows on which side of the queue it is.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ class LoaderOptions(TurnOptions):
     images: int = 4096
     """Length of an epoch at least: smaller sets are repeated within it."""
     demand: OptionalFloat = None
-    """Images/s a GPU wants, for the cores it needs; what feature extraction reaches here, unless given."""
+    """Images/s a GPU demands, for the cores it needs; what feature extraction reaches here, unless given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

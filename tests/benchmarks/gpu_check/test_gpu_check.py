@@ -196,7 +196,7 @@ def test_checkpoints_and_compiled_code_stay_where_they_are(tmp_path: Path, monke
     assert not [name for name in names if name.endswith((".pt", ".safetensors")) or "compiled" in name]
 
 
-def test_a_part_begins_with_an_empty_folder_and_where_asked_without_compiled_code(tmp_path: Path) -> None:
+def test_a_part_begins_with_an_empty_folder_and_where_requested_without_compiled_code(tmp_path: Path) -> None:
     compiled = tmp_path / "compiled"
     for name in ("p", "compiled"):
         (tmp_path / name).mkdir()

@@ -49,7 +49,7 @@ class SilentNvml(ModuleType):
     nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)  # noqa: N815
 
     def nvmlDeviceGetUtilizationRates(self, handle: object) -> None:  # noqa: N802
-        self.asked_for = handle
+        self.requested = handle
         raise self.NVMLError
 
 
@@ -60,7 +60,7 @@ def test_a_gpu_that_reports_nothing_gives_null_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(GpuPoller, "seconds_between_polls", 0.0)
     with GpuPoller(torch.device("cuda")) as poller:
         poller._thread.join()  # it has nothing more to poll
-    assert nvml.asked_for == b"GPU-1-2"
+    assert nvml.requested == b"GPU-1-2"
     assert poller.activity == GpuActivity(None, None, None)
 
 

@@ -11,24 +11,24 @@ from train.epoch_timer import EpochTimer
 
 
 @pytest.mark.usefixtures("small_runs")
-def test_what_was_waited_for_is_asked_when_the_device_is_done(
+def test_what_was_waited_for_is_read_when_the_device_is_done(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before that, a GPU's clock leaves out all that it has not come to yet."""
     order: list[str] = []
     monkeypatch.setattr(workload_module, "synchronize", lambda _: order.append("done"))
 
-    def asked(_: EpochTimer) -> float:
-        order.append("asked")
+    def read(_: EpochTimer) -> float:
+        order.append("read")
         return 0.5
 
-    monkeypatch.setattr(EpochTimer, "data_wait", property(asked))
+    monkeypatch.setattr(EpochTimer, "data_wait", property(read))
     options = DataOptions(data=str(image_folder), root=image_folder, device="cpu", workers=1)
     with workload(options, "feature", size=32, batch_size=4, precision="fp32") as work:
         waits: list[float] = []
         for _ in zip(range(4), work.end_to_end(work.loader("torchvision", 8), waits), strict=False):
             pass
-    assert order == ["done", "asked"] * 2
+    assert order == ["done", "read"] * 2
     assert waits == [0.5] * 2
 
 

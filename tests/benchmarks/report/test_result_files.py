@@ -40,7 +40,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {file.name for file in tmp_path.iterdir()} == {"bench.json"}
 
 
-def test_a_kept_result_is_named_by_theme_machine_date_and_commit(
+def test_a_copied_result_is_named_by_theme_machine_date_and_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(result_files, "RESULTS", tmp_path / "results")

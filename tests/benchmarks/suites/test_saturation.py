@@ -20,7 +20,7 @@ def windows(*rates: float, cpu: float = 0.0) -> Measurement:
     return Measurement(0, 0, [Window(round(100 * rate), 100, 100 * cpu) for rate in rates])
 
 
-def test_losses_are_told_apart_turn_by_turn() -> None:
+def test_losses_are_separated_turn_by_turn() -> None:
     """A machine that halves its speed in the second turn changes no share."""
     measured = {
         "ceiling": windows(100, 50, 100),

@@ -28,15 +28,15 @@ def ended(*given: Any, **more: Any) -> RunSummary:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainOptions]:
     """The options of all requested runs; none is trained."""
-    asked: list[TrainOptions] = []
+    requested: list[TrainOptions] = []
 
     def run(options: TrainOptions, _: Any) -> dict[str, Any]:
-        asked.append(options)
+        requested.append(options)
         loader = "torchvision" if options.loader == "auto" else options.loader
-        return summary(10 - len(asked), 0.5, loader=loader, views=options.views, mode=options.mode)
+        return summary(10 - len(requested), 0.5, loader=loader, views=options.views, mode=options.mode)
 
     monkeypatch.setattr(time_to_accuracy, "run", run)
-    return asked
+    return requested
 
 
 def test_no_run_finds_what_another_has_compiled(
@@ -67,8 +67,8 @@ def bench(folder: Path, out: Path, *more: str) -> int:
 
 def test_every_mode_seed_and_loader_has_its_run(image_folder: Path, tmp_path: Path, ran: list[TrainOptions]) -> None:
     out = tmp_path / "out"
-    asked = ["--loaders", "baseline", "resident", "--seeds", "3", "1", "--views", "2", "--cache-size", "64"]
-    assert bench(image_folder, out, *asked) == 0
+    given = ["--loaders", "baseline", "resident", "--seeds", "3", "1", "--views", "2", "--cache-size", "64"]
+    assert bench(image_folder, out, *given) == 0
     assert [(run.mode, run.seed, run.loader, run.views) for run in ran] == [
         ("feature", 3, "baseline", None),
         ("feature", 3, "resident", 2),
@@ -103,7 +103,7 @@ def test_what_was_run_is_written_though_the_next_run_fails(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["--loaders", "baseline", "fast"], "LOADER=fast: there are auto"),
         (["--loaders", "baseline", "baseline"], "--loaders baseline baseline: expected one at least, and each once"),
@@ -115,14 +115,14 @@ def test_what_was_run_is_written_though_the_next_run_fails(
 )
 def test_what_cannot_be_run_is_refused_before_the_first_run(
     wrong: list[str],
-    told: str,
+    message: str,
     image_folder: Path,
     tmp_path: Path,
     ran: list[TrainOptions],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bench(image_folder, tmp_path / "out", *wrong) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not ran
 
 
