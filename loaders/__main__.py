@@ -69,7 +69,8 @@ OPTIONS = {
 
 def list_loaders(console: "Console") -> None:
     """Every loader, whether it can be used here, and what it does or what to install."""
-    from loaders.backends import BACKENDS
+    with startup():
+        from loaders.backends import BACKENDS
 
     widest = max(map(len, BACKENDS))
     for name, backend in BACKENDS.items():
@@ -82,8 +83,9 @@ def list_loaders(console: "Console") -> None:
 
 def build_caches(options: Cache, console: "Console") -> None:
     """Builds the caches of the training and the validation images."""
-    from loaders import open_data
-    from loaders.bad_images import require_good
+    with startup():
+        from loaders import open_data
+        from loaders.bad_images import require_good
 
     with shown_progress(console, f"looking at {options.data}") as show:
         pair = open_data(
@@ -103,8 +105,9 @@ def build_caches(options: Cache, console: "Console") -> None:
 
 
 def _build(source: "Source", purpose: str, options: Cache, console: "Console") -> None:
-    from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, build_loader
-    from loaders.cache.pixel_cache import Layout, Preprocessing
+    with startup():
+        from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, build_loader
+        from loaders.cache.pixel_cache import Layout, Preprocessing
 
     config = LoaderConfig(
         spec=PlanSpec(ResizeCenterCrop(options.cache_size, options.cache_size)),  # any will do: nothing is loaded

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from loaders.system.cuda_events import record_event
 from train.batches import TrainingBatch
 
 BatchT = TypeVar("BatchT", bound=TrainingBatch)
@@ -47,11 +48,7 @@ class EpochTimer:
 
     def _record_event(self) -> torch.cuda.Event | None:
         """An event at the present end of the device's queue; None on a CPU."""
-        if not self._cuda:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        return record_event() if self._cuda else None
 
     @property
     def seconds(self) -> float:

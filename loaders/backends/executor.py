@@ -13,6 +13,7 @@ from loaders.config import LoaderConfig
 from loaders.sampling.plan import Plan
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
+from loaders.system.format import format_count
 
 ReportUnreadable: TypeAlias = Callable[[int, str], None]
 """Called with a sample's id and the reason why it cannot be read. Raises where that ends the run."""
@@ -30,6 +31,9 @@ class BatchRequest:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"BatchRequest({format_count(len(self), 'sample')}, {self.plan.size} px)"
 
     def part(self, rows: slice) -> "BatchRequest":
         """The request for some of the rows."""

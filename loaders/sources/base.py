@@ -197,7 +197,7 @@ class Source:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Source({self.name!r}, {len(self)} images, {len(self.classes)} classes)"
+        return f"Source({self.name!r}, {len(self):,} images, {len(self.classes):,} classes)"
 
     @property
     def stored_sizes(self) -> NDArray[np.int32]:

@@ -94,11 +94,13 @@ class Recorder:
         if self._cuda:
             import torch
 
+            from loaders.system.cuda_events import record_event
+
             torch.cuda.nvtx.range_push(name)
             if name in ON_DEVICE and threading.get_ident() == self._main:
                 if name == "forward" and self._step_end is not None:
                     self.idle.append(self._step_end.query())
-                event = _recorded_event()
+                event = record_event()
         self._stack.append(_OpenSpan(name, event, annotation, time.perf_counter()))
 
     def end(self) -> None:
@@ -110,9 +112,11 @@ class Recorder:
         if self._cuda:
             import torch
 
+            from loaders.system.cuda_events import record_event
+
             torch.cuda.nvtx.range_pop()
             if span.event is not None:
-                end_event = _recorded_event()
+                end_event = record_event()
                 self._events.append((span.stage, span.event, end_event))
                 if span.stage == "optimizer":
                     self._step_end = end_event
@@ -148,15 +152,6 @@ class Recorder:
         return {
             name: Total(host.get((name, True), 0.0), host.get((name, False), 0.0), device.get(name)) for name in names
         }
-
-
-def _recorded_event() -> "torch.cuda.Event":
-    """An event on the current stream, which is the copy stream during a copy."""
-    import torch
-
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 @dataclass

@@ -437,3 +437,27 @@ def test_auto_stands_for_a_loader_that_is_here() -> None:
 def test_a_loader_is_built_by_its_name(name: str) -> None:
     assert choose_loader(name, [numbered(24)], device=torch.device("cpu"))[:2] == (name, "chosen by name")
     assert build_loader(numbered(24), LoaderConfig(spec=SPEC, training=True, batch_size=4), loader=name).name == name
+
+
+# --- how things print ------------------------------------------------------------------------------
+
+
+def test_sources_loaders_and_plans_print_in_a_line() -> None:
+    source = numbered(1000)
+    loader = build_loader(source, LoaderConfig(spec=SPEC, training=True, batch_size=8), loader="torchvision")
+    request = next(loader.requests())
+    assert repr(source) == "Source('numbered', 1,000 images, 1,000 classes)"
+    assert repr(loader) == f"Loader('torchvision', {source!r}, training, 125 batches of 8)"
+    assert repr(request) == "BatchRequest(8 samples, 8 px)"
+    assert repr(request.plan) == "Plan(8 samples, 8 px)"
+
+
+def test_ids_and_plans_cannot_be_changed() -> None:
+    loader = build_loader(numbered(22), LoaderConfig(spec=SPEC, training=False, batch_size=4), loader="torchvision")
+    for request in loader.requests():
+        for array in (request.ids, request.padded, request.plan.box, request.plan.flip):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = array[1]
+    for array in (loader.ids, loader.cursor.sequence, loader.cursor.batch_ids()[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = array[1]

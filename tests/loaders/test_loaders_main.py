@@ -1,5 +1,7 @@
 """`python -m loaders`: what there is, and caches built beforehand."""
 
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import loaders
 from loaders import Source, open_data
 from loaders.__main__ import main
 from loaders.cache.pixel_cache import Preprocessing, find_cache
@@ -15,6 +18,8 @@ from loaders.system.console import shown_progress
 from loaders.system.format import ProgressRate, format_duration
 from loaders.system.machine import cache_folder
 from tests.conftest import exit_code
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 def test_it_lists_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +116,56 @@ def test_the_pace_counts_only_what_was_done_since(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("seconds", "told"), [(0.2, "0 s"), (99, "99 s"), (180, "3 min"), (9000, "2.5 h")])
 def test_times_are_told_as_people_do(seconds: float, told: str) -> None:
     assert format_duration(seconds) == told
+
+
+# --- starting up -----------------------------------------------------------------------------------
+
+
+def run_where_importing_raises(module: str, error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m loaders` where importing a module raises an error."""
+    program = f"""
+import runpy, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise {error}
+sys.meta_path.insert(0, Finder())
+runpy.run_module('loaders', run_name='__main__', alter_sys=True)
+"""
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [(["--help"], 0), (["cache", "--help"], 0), (["cache", "x", "--cache-size", "0"], 2), (["fast"], 2)],
+    ids=str,
+)
+def test_help_and_mistakes_are_answered_without_torch(arguments: list[str], exit_code: int) -> None:
+    done = run_where_importing_raises("torch", "AssertionError", *arguments)
+    assert done.returncode == exit_code, done.stderr
+    assert done.stdout.startswith("usage: python -m loaders") == (exit_code == 0)
+
+
+@pytest.mark.parametrize("module", ["tyro", "numpy", "torch", "simplejpeg"])
+def test_ctrl_c_while_modules_are_imported_ends_quietly(module: str) -> None:
+    done = run_where_importing_raises(module, "KeyboardInterrupt")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("module", ["tyro", "torch", "torchvision"])
+def test_a_missing_package_is_named_with_the_remedy(module: str) -> None:
+    done = run_where_importing_raises(module, f"ModuleNotFoundError(name={module!r})")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {sys.executable} has no {module}; to add it: {sys.executable} -m pip install {module}\n"
+    )
+
+
+def test_the_public_names_are_there_and_no_others() -> None:
+    assert sorted(loaders.__all__) == sorted(set(loaders.__all__))
+    for name in loaders.__all__:
+        assert getattr(loaders, name) is not None
+        assert name in dir(loaders)
+    with pytest.raises(AttributeError, match="no attribute 'fast_loader'"):
+        loaders.fast_loader  # noqa: B018
