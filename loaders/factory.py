@@ -1,4 +1,4 @@
-"""Assembles loaders: the one place that decides by a source's and a device's kind."""
+"""Chooses a backend and assembles a loader from its parts."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -191,7 +191,7 @@ class DaliExecutor:
             images = self._finish(squares, plan)
             # Copied where nothing was left to do, so that nothing of the receiver's belongs to DALI.
             images = squares.clone(memory_format=torch.channels_last) if images is squares else images
-        elif dtype == torch.uint8 and plan.inner is None and plan.color is None:  # nothing is left to do
+        elif dtype == torch.uint8 and plan.ends_with_first_read:  # nothing is left to do
             images = squares
         else:
             images = self._fallback.empty_images(len(plan), plan.size, dtype)

@@ -146,7 +146,7 @@ class ThreadedExecutor:
         plan = part.plan
         flips = self._flips(plan)
         only_reads = self._upload is not None
-        if only_reads or (self.config.dtype == torch.uint8 and plan.inner is None and plan.color is None):
+        if only_reads or (self.config.dtype == torch.uint8 and plan.ends_with_first_read):
             return self.reader.read(part, images, flips=flips)
         shape = (len(part), plan.read_size, plan.read_size, 3)
         squares = self._squares.empty(shape, torch.uint8).permute(0, 3, 1, 2)

@@ -68,7 +68,7 @@ def batches(
     plain = _Finishing(mean, std, torch.uint8)
     last = _Finishing(mean, std, dtype)
     with torch.cuda.device_of(pixels):
-        ends = last if plan.inner is None and plan.color is None else plain
+        ends = last if plan.ends_with_first_read else plain
         images = _first_reads(pixels, starts, widths, plan, ends)
         if plan.inner is not None:
             images = _second_reads(images, plan, last if plan.color is None else plain)

@@ -176,6 +176,11 @@ class Plan:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
+    @property
+    def ends_with_first_read(self) -> bool:
+        """Whether nothing but flips and normalization follows the first read: uint8 pixels are final after it."""
+        return self.inner is None and self.color is None
+
     def __repr__(self) -> str:
         return f"Plan({format_count(len(self), 'sample')}, {self.size} px)"
 
