@@ -10,6 +10,8 @@ epoch 2 would see epoch 1's crops; and each loader would be compiled anew.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 import ctypes
+import threading
+from functools import wraps
 from typing import Any
 
 import ffcv.libffcv
@@ -40,11 +42,34 @@ _ffcv_decode = _external(
 _ffcv_resize = _external("resize", types.void, *[_long] * 11)
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiling = threading.Lock()
+
+
+def _first_call_alone(kernel):
+    """Holds the other threads back during the first call, which compiles.
+
+    Numba compiles in the threads that call first. In one of several runs that ended in a KeyError inside numba, as two
+    threads compiled functions that share others.
+    """
+    is_compiled = threading.Event()
+
+    @wraps(kernel.py_func)
+    def call(*arguments):
+        if is_compiled.is_set():
+            return kernel(*arguments)
+        with _compiling:
+            result = kernel(*arguments)
+        is_compiled.set()
+        return result
+
+    return call
+
 
 JPEG, RAW = 0, 1
 """How an image lies in the file, by FFCV's numbers."""
 
 
+@_first_call_alone
 @_compiled
 def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, squares):
     """The first read of B samples.
@@ -90,6 +115,7 @@ def decodes_to(data, pixels):
     return _decodes(data, decoded, *pixels.shape[:2]) and np.array_equal(decoded, pixels.reshape(-1))
 
 
+@_first_call_alone
 @_compiled
 def _decodes(data, pixels, height, width):
     decoder = _new_decoder()
