@@ -52,7 +52,8 @@ class BadImages:
 
         Args:
             ids: int64, of any shape.
-            sequence: the epoch's order, in training. None in an evaluation, which skips unreadable samples.
+            sequence: the epoch's order, in training. None in an evaluation: unreadable samples become padding, and are
+                added to `skipped`.
             failed: samples that cannot be read besides those known when the executor was prepared.
 
         Raises:

@@ -20,7 +20,7 @@ class LoaderConfig:
     spec: PlanSpec
     """Crop, rotation, flips, color."""
     training: bool
-    """Shuffled, with an incomplete last batch dropped; otherwise every sample exactly once, in order."""
+    """Shuffled, with an incomplete last batch dropped (`baseline` keeps it); otherwise each sample once, in order."""
     batch_size: int = 64
     """Images per batch and rank."""
     seed: int = 0

@@ -89,7 +89,7 @@ def assemble(source: Source, config: LoaderConfig, backend: Backend) -> Loader:
     cursor = Cursor(
         np.setdiff1d(np.arange(len(source)), np.array(list(source.bad), np.int64)),
         batch_size=config.batch_size,
-        shuffle=config.training,
+        shuffle=config.training and backend.follows_plans,
         # The baseline's last batch is smaller instead of padded, in training too.
         last="drop" if config.training and backend.follows_plans else "pad",
         seed=config.seed,

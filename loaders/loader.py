@@ -71,7 +71,7 @@ class Loader:
         self.backend, self.cursor, self.planner, self.executor = backend, cursor, planner, executor
         self._bad_images = bad_images
         self._labels, self._fingerprint = source.labels, source.fingerprint
-        self._prepared = False
+        self._is_prepared = False
         # Weak, so that breaking out of a loop ends the iteration at once: nobody else refers to it then.
         self._running: ReferenceType[Generator[Batch, None, None]] | None = None
 
@@ -143,10 +143,10 @@ class Loader:
         Args:
             progress: called with how many images are done and how many there are.
         """
-        if not self._prepared:
+        if not self._is_prepared:
             with torch.inference_mode(False):
                 self._bad_images.never_readable = self.executor.prepare(self._bad_images.report, progress)
-            self._prepared = True
+            self._is_prepared = True
 
     # --- epochs and resume points ----------------------------------------------------------------
 

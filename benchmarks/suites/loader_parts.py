@@ -25,12 +25,11 @@ from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_load
 from loaders.backends.executor import Backend, BatchRequest
 from loaders.backends.staging import gather, stage_reads
 from loaders.backends.threads import SquareReader, ThreadedExecutor
-from loaders.backends.torchvision import ImageReader, LoadBox, load_box
+from loaders.backends.torchvision import Box, ImageReader, LoadBox, load_box
 from loaders.cache.build import build_cache
 from loaders.cache.pixel_cache import Layout, Preprocessing
 from loaders.factory import assemble
 from loaders.ops.decode import load_pixels
-from loaders.sampling.plan import Plan
 from loaders.system.machine import cache_folder
 
 GATHER = "gather whole kept images for a GPU, one thread"  # a row's name, which scripts read
@@ -85,8 +84,9 @@ class _PixelsOnly:
         self._load = load
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> Mapping[int, str]:  # noqa: ARG002
-        for row, index in enumerate(request.ids.tolist()):
-            self._load(index, request.plan, row)
+        plan = request.plan
+        for index, box, resized in zip(request.ids.tolist(), plan.box.tolist(), plan.resized.tolist(), strict=True):
+            self._load(index, box, resized)
         return {}
 
 
@@ -98,8 +98,8 @@ def _decode_only(source: Source) -> SquareReader:
 def _decode_whole(source: Source) -> SquareReader:
     """All rows of an image are decoded, as building the pixel cache has to."""
 
-    def load(index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
-        return load_pixels(source.images, index), plan.box[row].tolist()
+    def load(index: int, box: Box, _: list[int]) -> tuple[NDArray[np.uint8], Box]:
+        return load_pixels(source.images, index), box
 
     return _PixelsOnly(source, load)
 
@@ -109,8 +109,8 @@ def _resize_only(source: Source) -> SquareReader:
     few = _few(source)
     pixels = [load_pixels(few.images, index) for index in range(min(_IN_MEMORY, len(few)))]
 
-    def load(index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
-        return pixels[index % len(pixels)], plan.box[row].tolist()
+    def load(index: int, box: Box, _: list[int]) -> tuple[NDArray[np.uint8], Box]:
+        return pixels[index % len(pixels)], box
 
     return ImageReader(few, load)
 

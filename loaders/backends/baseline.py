@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch
 from loaders.config import LoaderConfig
 from loaders.errors import InputError
 from loaders.sampling.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
-from loaders.sources.base import Source
+from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
 
 

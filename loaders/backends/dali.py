@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch
 from loaders.backends.threads import ThreadedExecutor, tasks_of
 from loaders.backends.torchvision import ImageReader, load_box
 from loaders.config import LoaderConfig
@@ -37,7 +37,7 @@ from loaders.errors import InputError
 from loaders.ops.finish import finish
 from loaders.ops.transfer import sent
 from loaders.sampling.plan import Plan, RandomResizedCrop
-from loaders.sources.base import Source
+from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
 
 AHEAD = 3
@@ -71,7 +71,7 @@ class DaliExecutor:
     """Feeds a DALI pipeline, several batches ahead.
 
     Raises:
-        InputError: when DALI cannot be loaded on this machine; on iterating, when it cannot build its pipeline.
+        InputError: on iterating, when DALI cannot build its pipeline.
     """
 
     def __init__(self, source: Source, config: LoaderConfig) -> None:
@@ -104,14 +104,17 @@ class DaliExecutor:
                 batch = queued.popleft()
                 for request in islice(requests, 1):
                     self._enqueue(self._queued(pool, request), queued)
-                yield self.execute(batch.request) if squares is None else self._complete(pool, batch, squares)
+                if squares is None:
+                    self.decoded_by_fallback += int((~batch.request.padded).sum())
+                    yield self.execute(batch.request)
+                else:
+                    yield self._complete(pool, batch, squares)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._pipeline.drain(len(queued))
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         """Executes a batch by the fallback."""
-        self.decoded_by_fallback += int((~request.padded).sum())
         return self._fallback.execute(request)
 
     # --- into the pipeline -----------------------------------------------------------------------
@@ -119,9 +122,9 @@ class DaliExecutor:
     def _queued(self, pool: ThreadPoolExecutor, request: BatchRequest) -> QueuedBatch:
         """Reads a batch's files and makes ready what the pipeline is fed."""
         ids, plan = request.ids, request.plan
-        decoded = self.source.images.decoded
-        if decoded is not None and self.source.images.sizes is None:  # one array: each of many takes DALI some time
-            images: Any = np.ascontiguousarray([decoded.pixels_of(index) for index in ids.tolist()])
+        array = self.source.images.array
+        if array is not None:  # one array for all: each of many takes DALI some time
+            images: Any = np.ascontiguousarray(array[ids])
             blank = np.flatnonzero(request.padded).tolist()
         else:
             found = list(pool.map(self._input, ids.tolist(), request.padded.tolist()))  # reading may let a thread wait
@@ -161,13 +164,14 @@ class DaliExecutor:
     def _await(self, queued: deque[QueuedBatch]) -> Tensor | None:
         """The squares of the first batch in the queue; None where the pipeline failed; a new one has the others."""
         try:
-            return self._pipeline.take()
+            squares = self._pipeline.take()
         except Exception as error:  # DALI's come as whatever type it finds fitting
             self._pipeline.discard()
             for batch in list(queued)[1:]:
                 self._pipeline.feed(batch.inputs, batch.request.plan.read_size)
             self._warn_once(error)
             return None
+        return from_dlpack(squares).permute(0, 3, 1, 2)
 
     def _warn_once(self, error: Exception) -> None:
         """Warns, as batches that the fallback decodes are slower."""
@@ -195,7 +199,7 @@ class DaliExecutor:
             images = squares
         else:
             images = self._fallback.empty_images(len(plan), plan.size, dtype)
-            parts = [(squares[rows], plan[rows], images[rows]) for rows in tasks_of(len(plan), 1)]
+            parts = [(squares[rows], plan[rows], images[rows]) for rows in tasks_of(len(plan), self._fallback.workers)]
             for task in [pool.submit(self._finish, *part) for part in parts]:
                 task.result()
         return ExecutedBatch(images, unreadable)
@@ -205,11 +209,15 @@ class DaliExecutor:
 
         Returns the row and the reason where the sample cannot be read.
         """
-        shape = (1, request.plan.read_size, request.plan.read_size, 3)
-        read = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+        if request.padded[row]:
+            square.zero_()
+            return {}
+        shape, on_gpu = (1, request.plan.read_size, request.plan.read_size, 3), square.device.type == "cuda"
+        # Pinned, so that the host does not wait until the GPU has done all that is queued before the copy.
+        read = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu).permute(0, 3, 1, 2)
         unreadable = self._reader.read(request.part(slice(row, row + 1)), read, flips=request.plan.inner is None)
-        self.decoded_by_fallback += int(not request.padded[row])
-        square.copy_(read)
+        self.decoded_by_fallback += 1
+        square.copy_(read, non_blocking=True)
         return {row + first: reason for first, reason in unreadable.items()}
 
     def _finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
@@ -241,17 +249,17 @@ class Pipeline:
                 self._pipeline.feed_input(name, values)
             self._pipeline.schedule_run()
 
-    def take(self) -> Tensor:
+    def take(self) -> Any:
         """The squares of the batch that was fed first; raises what DALI raises where it failed.
 
-        They are uint8 `[B, 3, S1, S1]`, channels-last, on the device; DALI's memory, which it frees in the order of
-        the stream that consumes them.
+        They are DALI's tensor: uint8 `[B, S1, S1, 3]` on the device, in memory that it frees in the order of the stream
+        that consumes them.
         """
         device = self._config.device
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         [squares] = self._pipeline.share_outputs(cuda_stream=stream)
         self._pipeline.release_outputs()
-        return from_dlpack(squares.as_tensor()).permute(0, 3, 1, 2)
+        return squares.as_tensor()
 
     def discard(self) -> None:
         """Drops a pipeline that failed; the next batch builds another."""

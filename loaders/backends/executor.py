@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,9 @@ from torch import Tensor
 
 from loaders.config import LoaderConfig
 from loaders.sampling.plan import Plan
-from loaders.sources.base import Source
+from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.format import format_count
-
-ReportUnreadable: TypeAlias = Callable[[int, str], None]
-"""Called with a sample's id and the reason why it cannot be read. Raises where that ends the run."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,18 @@ class ExecutedBatch:
     """int64 `[B]`, on the device, where the executor chooses its samples itself (`baseline`); None elsewhere."""
 
 
-class Executor(Protocol):
-    """Carries plans out for one source on one device. Batches come in the order in which they were requested."""
+class BatchExecutor(Protocol):
+    """Executes plans. Batches come in the order in which they were requested."""
+
+    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
+        """Executes batches of one size, several ahead of the one that is consumed. Closing it leaves nothing behind."""
+
+    def execute(self, request: BatchRequest) -> ExecutedBatch:
+        """Executes one batch of any size now, also amid `run`: for samples that replace unreadable ones."""
+
+
+class Executor(BatchExecutor, Protocol):
+    """Executes plans for one source on one device."""
 
     @property
     def source(self) -> Source:
@@ -75,14 +82,8 @@ class Executor(Protocol):
             progress: called with how many images are done and how many there are.
 
         Returns:
-            The samples that will never be readable; none of them is requested from here on.
+            The samples that will never be readable; from here on they are requested for padding at most.
         """
-
-    def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
-        """Executes batches of one size, several ahead of the one that is consumed. Closing it leaves nothing behind."""
-
-    def execute(self, request: BatchRequest) -> ExecutedBatch:
-        """Executes one batch of any size now, also amid `run`: for samples that replace unreadable ones."""
 
     def files(self) -> list[Path]:
         """The files that each epoch reads once the executor is prepared; none where all pixels are in memory."""

@@ -7,6 +7,7 @@ process, compiles anew for each loader (seconds), and overwrites a batch on the 
 copying it. The threads of `torchvision` keep the promises instead; a task of theirs is one call of the kernel.
 """
 
+import os
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -20,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, ReportUnreadable
-from loaders.backends.threads import MAX_SAMPLES_PER_TASK, ThreadedExecutor
+from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch
+from loaders.backends.threads import ThreadedExecutor
 from loaders.config import LoaderConfig
 from loaders.errors import InputError, cause
 from loaders.ops.decode import load_pixels
-from loaders.sources.base import Source, digest
+from loaders.sources.base import ReportUnreadable, Source, digest
 from loaders.sources.index import Progress
 from loaders.system.format import format_bytes
 from loaders.system.instrument import stage
@@ -41,7 +42,8 @@ Resampling = Literal["exact", "area"]
 class FFCVExecutor:
     """Writes or opens the .beton file when it is prepared.
 
-    The file lies under `cache_folder()`, named by the source's fingerprint and its files' times.
+    The file lies under `cache_folder()`, named by the source's fingerprint and what else its pixels depend on. Images
+    that become unreadable are left out of it, and a later run that can read them writes it anew.
 
     Raises:
         InputError: when FFCV cannot be loaded, or the file cannot be written.
@@ -51,10 +53,8 @@ class FFCVExecutor:
         self.source = source
         self._kernel, self._files = _libraries()
         self._config, self._resampling = config, resampling
-        # A file may be edited and keep its length, which the source's fingerprint does not see.
-        files = source.images.encoded
-        times = b"" if files is None else files.changed.astype("<i8").tobytes()
-        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-jpeg-{digest(times)}.beton"
+        # "jpeg": photographs lie in it as JPEGs. Files written before are named so, too.
+        self.path = cache_folder() / "ffcv" / f"{source.fingerprint}-jpeg-{_content(source)}.beton"
         """The file; it exists once the executor is prepared."""
         self._prepared: ThreadedExecutor | None = None
 
@@ -77,7 +77,7 @@ class FFCVExecutor:
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         assert self._prepared is not None
-        return self._prepared.run(requests)
+        yield from self._prepared.run(requests)
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         assert self._prepared is not None
@@ -96,7 +96,7 @@ class FFCVExecutor:
             return None
         present = ~np.isin(np.arange(len(self.source)), list(self.source.bad))
         fits = len(beton.images) == len(self.source) and np.array_equal(
-            beton.images[present, 3:], self.source.sizes[present]
+            beton.images[present, 3:], self.source.stored_sizes[present]
         )
         return beton if fits else None
 
@@ -145,6 +145,17 @@ class FFCVExecutor:
         return stored
 
 
+def _content(source: Source) -> str:
+    """Names what the pixels of a source depend on besides its fingerprint.
+
+    A file may be edited and keep its length, which the fingerprint does not see. A pixel cache has other pixels.
+    """
+    files, cached_sizes = source.images.encoded, source.images.sizes
+    if cached_sizes is not None:
+        return digest(cached_sizes.astype("<i4").tobytes(), *map(os.fsencode, source.images.files()))
+    return digest(b"" if files is None else files.changed.astype("<i8").tobytes())
+
+
 class BetonReader:
     """Reads samples out of a .beton file."""
 
@@ -154,9 +165,7 @@ class BetonReader:
         # The kernel decodes and resizes; decoding takes longer.
         self._stage = stage("resize" if source.images.encoded is None else "decode")
         self._scratch = threading.local()
-        # Read-only, as the arrays of plans are: numba compiles once for each kind of argument.
-        self._no_flips = np.zeros((MAX_SAMPLES_PER_TASK, 2), np.bool_)
-        self._no_flips.flags.writeable = False
+        self._largest = beton.max_bytes
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> dict[int, str]:
         plan = request.plan
@@ -168,9 +177,9 @@ class BetonReader:
                 plan.box,
                 plan.resized,
                 plan.window,
-                plan.flip if flips else self._no_flips[: len(request)],
+                plan.flip if flips else _no_flips(len(request)),
                 self._exact,
-                self._room(self._beton.most_bytes),
+                self._room(self._largest),
                 squares.permute(0, 2, 3, 1).numpy(),
             )
         if failed >= 0:
@@ -184,6 +193,13 @@ class BetonReader:
             self._scratch.room = np.empty(size, np.uint8)
         room: NDArray[np.uint8] = self._scratch.room
         return room
+
+
+def _no_flips(count: int) -> NDArray[np.bool_]:
+    """`[count, 2]`; read-only, as the arrays of plans are: numba compiles once for each kind of argument."""
+    flips = np.zeros((count, 2), np.bool_)
+    flips.flags.writeable = False
+    return flips
 
 
 def _libraries() -> tuple[Any, Any]:

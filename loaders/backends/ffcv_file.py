@@ -65,8 +65,8 @@ class Beton:
         return cls(path, data, images)
 
     @property
-    def most_bytes(self) -> int:
-        """Of the largest image, decoded."""
+    def max_bytes(self) -> int:
+        """Bytes of the largest image, decoded."""
         return 3 * int((self.images[:, 3] * self.images[:, 4]).max())
 
 

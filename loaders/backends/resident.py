@@ -15,17 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, Executor, ReportUnreadable
+from loaders.backends.executor import Backend, BatchExecutor, BatchRequest, ExecutedBatch
 from loaders.backends.threads import ThreadedExecutor
-from loaders.backends.torchvision import ImageReader
+from loaders.backends.torchvision import Box, ImageReader, LoadBox
 from loaders.cache.build import with_pixel_cache
 from loaders.cache.pixel_cache import Preprocessing
 from loaders.config import LoaderConfig
 from loaders.errors import InputError, cause
 from loaders.ops.decode import load_pixels
 from loaders.ops.device_batch import finished_batch, fused_kernels
-from loaders.sampling.plan import Plan
-from loaders.sources.base import Source
+from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.format import format_bytes
 from loaders.system.machine import free_memory, usable_cores
@@ -40,15 +39,20 @@ class ResidentPixels(NamedTuple):
     values: Tensor
     """uint8 `[P, 3]`, row by row."""
     starts: NDArray[np.int64]
-    """`[N]`: the place of each image's first pixel in `values`."""
+    """`[N + 1]`: the place of each image's first pixel in `values`, and the end of the last one."""
     sizes: NDArray[np.int32]
     """`[N, 2]`: height and width."""
 
-    def load(self, index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
-        """An image in a CPU's memory, and its box; see `torchvision.LoadBox`."""
-        start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
-        image: NDArray[np.uint8] = self.values[start : start + height * width].view(height, width, 3).numpy()
-        return image, plan.box[row].tolist()
+    def load_box(self) -> LoadBox:
+        """Reads images out of a CPU's memory."""
+        values: NDArray[np.uint8] = self.values.numpy()
+        starts, sizes = self.starts, self.sizes
+
+        def load(index: int, box: Box, _: list[int]) -> tuple[NDArray[np.uint8], Box]:
+            start, (height, width) = int(starts[index]), sizes[index].tolist()
+            return values[start : start + height * width].reshape(height, width, 3), box
+
+        return load
 
 
 class ResidentExecutor:
@@ -64,7 +68,7 @@ class ResidentExecutor:
         self._config = config
         self._preprocessing = Preprocessing(config.cache_size, config.scaled_decoding)
         self._from_cache = from_cache and source.images.encoded is not None
-        self._prepared: Executor | None = None
+        self._prepared: BatchExecutor | None = None
         self._require_memory()
 
     def _require_memory(self) -> None:
@@ -80,7 +84,7 @@ class ResidentExecutor:
             )
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
-        if self._from_cache:
+        if self._from_cache and self.source.images.encoded is not None:
             self.source = with_pixel_cache(self.source, self._preprocessing, report=report, progress=progress)
         workers = self._config.workers or usable_cores()
         pixels, unreadable = decode_to_device(self.source, self._config.device, workers, report, progress)
@@ -89,7 +93,7 @@ class ResidentExecutor:
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         assert self._prepared is not None
-        return self._prepared.run(requests)
+        yield from self._prepared.run(requests)
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         assert self._prepared is not None
@@ -99,18 +103,17 @@ class ResidentExecutor:
         return []
 
 
-def executor_of_pixels(source: Source, config: LoaderConfig, pixels: ResidentPixels) -> Executor:
+def executor_of_pixels(source: Source, config: LoaderConfig, pixels: ResidentPixels) -> BatchExecutor:
     """What executes plans on all pixels: a GPU a batch at a time, or a CPU's threads, which do it sooner."""
     if config.device.type == "cpu":
-        return ThreadedExecutor(config, ImageReader(source, pixels.load))
-    return DeviceExecutor(source, config, pixels)
+        return ThreadedExecutor(config, ImageReader(source, pixels.load_box()))
+    return DeviceExecutor(config, pixels)
 
 
 class DeviceExecutor:
     """Executes plans on the device that holds all pixels, a batch at a time."""
 
-    def __init__(self, source: Source, config: LoaderConfig, pixels: ResidentPixels) -> None:
-        self.source = source
+    def __init__(self, config: LoaderConfig, pixels: ResidentPixels) -> None:
         self._pixels = pixels
         self._finished = partial(
             finished_batch,
@@ -119,9 +122,6 @@ class DeviceExecutor:
             dtype=config.dtype,
             kernels=fused_kernels(config.device),
         )
-
-    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
-        return frozenset()
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         for request in requests:
@@ -132,9 +132,6 @@ class DeviceExecutor:
         ids, plan = request.ids, request.plan_with_black_padding()
         return ExecutedBatch(self._finished(values, starts[ids], sizes[ids, 1].astype(np.int64), plan))
 
-    def files(self) -> list[Path]:
-        return []
-
 
 def decode_to_device(
     source: Source, device: torch.device, workers: int, report: ReportUnreadable, progress: Progress | None
@@ -142,9 +139,8 @@ def decode_to_device(
     """All images, decoded once, and the samples that turned out unreadable."""
     sizes = source.stored_sizes
     starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
-    decoded = source.images.decoded
-    if decoded is not None and source.images.sizes is None:  # an array in memory
-        array = np.require(decoded.flat()[0], requirements="W")
+    if source.images.array is not None:
+        array = np.require(source.images.array, requirements=["C", "W"])
         return ResidentPixels(torch.from_numpy(array).view(-1, 3).to(device), starts, sizes), frozenset()
     values = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, device=device)
     unreadable: set[int] = set()

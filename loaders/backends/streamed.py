@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, Executor, ReportUnreadable
+from loaders.backends.executor import Backend, BatchExecutor, BatchRequest, ExecutedBatch
 from loaders.backends.staging import StagedReads, StagingBuffer, stage_reads
 from loaders.backends.threads import ThreadedExecutor, tasks_of
 from loaders.backends.torchvision import ImageReader, load_box
@@ -24,7 +24,7 @@ from loaders.cache.build import with_pixel_cache
 from loaders.cache.pixel_cache import Preprocessing, expect_random_reads, read_ahead
 from loaders.config import LoaderConfig
 from loaders.ops.device_batch import finished_batch, fused_kernels
-from loaders.sources.base import CachedPixels, Source
+from loaders.sources.base import CachedPixels, ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.instrument import note_queue
 from loaders.system.machine import free_memory, usable_cores
@@ -42,7 +42,7 @@ class StreamedExecutor:
         self._config = config
         self._exceeds_memory = False
         self._passes = 0  # over the set, begun so far
-        self._prepared: Executor | None = None
+        self._prepared: BatchExecutor | None = None
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
         config = self._config
@@ -73,7 +73,7 @@ class StreamedExecutor:
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         assert self._prepared is not None
-        return self._prepared.run(self._read_ahead(requests))
+        yield from self._prepared.run(self._read_ahead(requests))
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         assert self._prepared is not None
@@ -92,7 +92,7 @@ class StreamedExecutor:
             yield request
 
 
-def executor_of_pixels(source: Source, config: LoaderConfig) -> Executor:
+def executor_of_pixels(source: Source, config: LoaderConfig) -> BatchExecutor:
     """What executes plans on decoded pixels: a GPU with staging buffers, or threads on a CPU."""
     if config.device.type == "cuda":
         return StagedExecutor(source, config)
@@ -130,7 +130,7 @@ class StagedExecutor:
     def __init__(self, source: Source, config: LoaderConfig) -> None:
         """`source`: of decoded images."""
         assert source.images.decoded is not None
-        self.source = source
+        self._source = source
         self._config = config
         self._workers = config.workers or usable_cores()
         self._flat, self._starts = source.images.decoded.flat()
@@ -143,16 +143,10 @@ class StagedExecutor:
             kernels=fused_kernels(config.device),
         )
 
-    def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:  # noqa: ARG002
-        return frozenset()
-
-    def files(self) -> list[Path]:
-        return self.source.images.files()
-
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         if not self._buffers:
             self._buffers = self._allocated(BUFFERS)
-        return self._run(requests, self._buffers)
+        yield from self._run(requests, self._buffers)
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         [batch] = self._run(iter([request]), self._allocated(1))
@@ -184,7 +178,7 @@ class StagedExecutor:
     def _allocated(self, count: int) -> list[StagingBuffer]:
         """Buffers for batches of the configured size."""
         # A batch has no more pixels than the largest images together.
-        pixels = np.sort(self.source.stored_sizes.astype(np.int64).prod(axis=1))
+        pixels = np.sort(self._source.stored_sizes.astype(np.int64).prod(axis=1))
         capacity = 3 * int(pixels[-self._config.batch_size :].sum())
         device = self._config.device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -193,7 +187,7 @@ class StagedExecutor:
     def _begin(self, pool: ThreadPoolExecutor, request: BatchRequest, buffer: StagingBuffer) -> InFlightBatch:
         """Hands a batch to the threads."""
         plan = request.plan_with_black_padding()
-        reads = stage_reads(plan, self._starts[request.ids], self.source.stored_sizes[request.ids])
+        reads = stage_reads(plan, self._starts[request.ids], self._source.stored_sizes[request.ids])
         buffer.require(reads.bytes)
         parts = tasks_of(len(request), self._workers, _MAX_IMAGES_PER_TASK)
         return InFlightBatch(reads, buffer, [pool.submit(buffer.gather, self._flat, reads, rows) for rows in parts])

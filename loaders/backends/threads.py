@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from loaders.backends.batch_memory import BatchMemory
-from loaders.backends.executor import BatchRequest, ExecutedBatch, ReportUnreadable
+from loaders.backends.executor import BatchRequest, ExecutedBatch
 from loaders.backends.upload import Upload
 from loaders.config import LoaderConfig
 from loaders.ops.finish import finish
 from loaders.sampling.plan import Plan
-from loaders.sources.base import Source
+from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.instrument import note_queue
 from loaders.system.machine import compute_on_one_core, usable_cores
@@ -118,9 +118,9 @@ class ThreadedExecutor:
         batch = self._empty_batch(request.plan)
         return self._deliver(batch, self._fill(batch.images, request))
 
-    def finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
-        """The finished images of uint8 squares `[B, 3, S1, S1]`, flipped already unless there is a second read."""
-        config, flipped = self.config, self._flips(plan)
+    def _finish(self, squares: Tensor, plan: Plan, out: Tensor | None = None) -> Tensor:
+        """The finished images of uint8 squares `[B, 3, S1, S1]`, as `_fill` has read them."""
+        config, flipped = self.config, self._reads_flipped(plan)
         return finish(squares, plan, mean=config.mean, std=config.std, dtype=config.dtype, out=out, flipped=flipped)
 
     def empty_images(self, count: int, side: int, dtype: torch.dtype) -> Tensor:
@@ -144,21 +144,21 @@ class ThreadedExecutor:
     def _fill(self, images: Tensor, part: BatchRequest) -> Mapping[int, str]:
         """Fills some rows of a batch; returns the unreadable ones."""
         plan = part.plan
-        flips = self._flips(plan)
+        flips = self._reads_flipped(plan)
         only_reads = self._upload is not None
         if only_reads or (self.config.dtype == torch.uint8 and plan.ends_with_first_read):
             return self.reader.read(part, images, flips=flips)
         shape = (len(part), plan.read_size, plan.read_size, 3)
         squares = self._squares.empty(shape, torch.uint8).permute(0, 3, 1, 2)
         unreadable = self.reader.read(part, squares, flips=flips)
-        self.finish(squares, plan, images)
+        self._finish(squares, plan, images)
         return unreadable
 
-    def _flips(self, plan: Plan) -> bool:
+    def _reads_flipped(self, plan: Plan) -> bool:
         """Whether the first read flips: not before a second read, and not for a GPU, which does it in passing."""
         return self._upload is None and plan.inner is None
 
     def _deliver(self, batch: PendingBatch, unreadable: Mapping[int, str]) -> ExecutedBatch:
         if self._upload is None:
             return ExecutedBatch(batch.images, unreadable)
-        return ExecutedBatch(self.finish(self._upload(batch.images), batch.plan), unreadable)
+        return ExecutedBatch(self._finish(self._upload(batch.images), batch.plan), unreadable)

@@ -17,7 +17,7 @@ from loaders.config import LoaderConfig
 from loaders.errors import cause
 from loaders.ops.cpu_read import FirstRead, carry_out, prepare_read, read_geometry
 from loaders.ops.decode import load_pixels
-from loaders.sampling.plan import Plan, scale_boxes
+from loaders.sampling.plan import scale_boxes
 from loaders.sources.base import Source
 
 MAX_BYTES_WAITING = 1 << 20
@@ -25,9 +25,13 @@ MAX_BYTES_WAITING = 1 << 20
 lock, and the less a thread does between two resizings, the less the threads wait for each other."""
 
 
-LoadBox: TypeAlias = Callable[[int, Plan, int], tuple[NDArray[np.uint8], list[int]]]
-"""Called with a sample's id, a plan and the sample's row in it. Returns an image's pixels as uint8 `[H, W, 3]`, as far
-as the plan needs them, and the plan's box in them; OSError or ValueError where the image cannot be read."""
+Box: TypeAlias = list[int]
+"""Top, left, height and width, in pixels."""
+
+LoadBox: TypeAlias = Callable[[int, Box, list[int]], tuple[NDArray[np.uint8], Box]]
+"""Called with a sample's id, the box of its plan, and the height and width that the box is resized to. Returns an
+image's pixels as uint8 `[H, W, 3]`, as far as the box needs them, and the box in them. Raises OSError or ValueError where
+the image cannot be read."""
 
 
 class ImageReader:
@@ -38,7 +42,7 @@ class ImageReader:
         self._load = load
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> dict[int, str]:
-        plan, padded = request.plan, request.padded.tolist()
+        plan, padded, boxes = request.plan, request.padded.tolist(), request.plan.box.tolist()
         reads: list[FirstRead] = []
         waiting = 0
         unreadable: dict[int, str] = {}
@@ -48,12 +52,12 @@ class ImageReader:
                 out.zero_()
                 continue
             try:
-                pixels, box = self._load(index, plan, row)
+                pixels, box = self._load(index, boxes[row], list(geometry[row][:2]))
             except (OSError, ValueError) as error:
                 unreadable[row] = cause(error)
                 out.zero_()
                 continue
-            reads.append(prepare_read(pixels, box, geometry[row], out))
+            reads.append(prepare_read(pixels, box, geometry[row], plan.read_size, out))
             waiting += pixels.nbytes
             if waiting > MAX_BYTES_WAITING:
                 carry_out(reads)
@@ -69,13 +73,12 @@ def load_box(source: Source, *, scaled_decoding: bool = False) -> LoadBox:
         scaled_decoding: see `LoaderConfig`.
     """
 
-    def load(index: int, plan: Plan, row: int) -> tuple[NDArray[np.uint8], list[int]]:
+    def load(index: int, box: Box, resized: list[int]) -> tuple[NDArray[np.uint8], Box]:
         height, width = sizes[index].tolist()
-        box = plan.box[row].tolist()
-        enough = sufficient_size((height, width), box, plan.resized[row].tolist()) if scaled_decoding else None
+        enough = sufficient_size((height, width), box, resized) if scaled_decoding else None
         pixels = load_pixels(images, index, size=(height, width), at_least=enough, rows=box[0] + box[2])
         if pixels.shape[1] != width:
-            box = scale_boxes(plan.box[[row]], np.array([(height, width)]), np.array([pixels.shape[:2]]))[0].tolist()
+            box = scale_boxes(np.array([box]), np.array([(height, width)]), np.array([pixels.shape[:2]]))[0].tolist()
         return pixels, box
 
     images, sizes = source.images, source.stored_sizes

@@ -1,4 +1,4 @@
-"""Copies finished host tensors to a GPU, beside what the GPU is computing."""
+"""Copies host tensors to a GPU, beside what the GPU is computing."""
 
 import torch
 from torch import Tensor

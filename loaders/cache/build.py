@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,14 +36,11 @@ from loaders.cache.pixel_cache import (
 from loaders.errors import InputError, cause
 from loaders.ops.cpu_read import resize_antialiased
 from loaders.ops.decode import load_pixels
-from loaders.sources.base import CachedPixels, Source
+from loaders.sources.base import CachedPixels, ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.files import replacing
 from loaders.system.format import format_bytes
 from loaders.system.machine import compute_on_one_core, free_on_disk, usable_cores
-
-ReportUnreadable = Callable[[int, str], None]
-"""Called with the id of a sample that became unreadable after it was indexed, and the reason; may raise."""
 
 _PART = "pixels.npy.part"
 _LOCK = "lock"

@@ -53,6 +53,8 @@ class FirstRead(NamedTuple):
     """Height and width that the box is resized to."""
     corner: tuple[int, int]
     """Top and left of the window in the resized box."""
+    side: int
+    """Side of the window, in pixels."""
     out: Tensor
     """uint8 `[1, 3, S1, S1]`, channels-last, to be written."""
 
@@ -72,25 +74,24 @@ def read_geometry(plan: Plan, *, flips: bool) -> list[Geometry]:
     return geometry
 
 
-def prepare_read(pixels: NDArray[np.uint8], box: list[int], geometry: Geometry, out: Tensor) -> FirstRead:
-    """The first read of `box` in an image `[H, W, 3]` into `out`.
+def prepare_read(pixels: NDArray[np.uint8], box: list[int], geometry: Geometry, side: int, out: Tensor) -> FirstRead:
+    """The first read of `box` in an image `[H, W, 3]`, with a window of `side` pixels, into `out`.
 
     It equals `reference.first_read`, flipped. The box is flipped instead of what is read from it.
     """
     height, width, y, x, across, upside_down = geometry
-    side = out.shape[-1]
     if across:
         x = width - side - x
     if upside_down:
         y = height - side - y
-    return FirstRead(_part(pixels, box, bool(across), bool(upside_down)), [height, width], (y, x), out)
+    return FirstRead(_part(pixels, box, bool(across), bool(upside_down)), [height, width], (y, x), side, out)
 
 
 @stage("resize")
 def carry_out(reads: list[FirstRead]) -> None:
     """Carries reads out, and empties the list."""
-    for image, resized, corner, out in reads:
-        if resized == [*out.shape[2:]] and corner == (0, 0):
+    for image, resized, corner, side, out in reads:
+        if resized == [side, side] and corner == (0, 0):
             resize_antialiased(image, resized, out)
         else:
             _copy_window(resize_antialiased(image, resized), corner, out)

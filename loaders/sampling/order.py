@@ -92,12 +92,17 @@ def replace_unreadable(
     if affected is None or not affected.any():
         return ids
     replaced = ids.copy()
-    for place in zip(*np.nonzero(affected), strict=True):
-        replaced[place] = PADDING if sequence is None else _next_readable(int(ids[place]), unreadable, sequence)
+    replaced[affected] = PADDING if sequence is None else _next_readable(ids[affected], unreadable, sequence)
     return replaced
 
 
-def _next_readable(index: int, unreadable: Collection[int], sequence: NDArray[np.int64]) -> int:
-    here = int(np.flatnonzero(sequence == index)[0])
-    following = (int(sequence[place % len(sequence)]) for place in range(here + 1, here + len(sequence)))
-    return next((other for other in following if other not in unreadable), PADDING)
+def _next_readable(ids: NDArray[np.int64], unreadable: Collection[int], sequence: NDArray[np.int64]) -> list[int]:
+    """For each of the ids, the readable sample that follows it in the sequence; `PADDING` where there is none."""
+    places = np.flatnonzero(np.isin(sequence, ids))
+    place_of = dict(zip(sequence[places].tolist(), places.tolist(), strict=True))
+    found = []
+    for index in ids.tolist():
+        here = place_of[index]
+        following = (int(sequence[place % len(sequence)]) for place in range(here + 1, here + len(sequence)))
+        found.append(next((other for other in following if other not in unreadable), PADDING))
+    return found

@@ -1,16 +1,21 @@
 """What a source is: which images exist, with which labels and sizes, and how their data are reached."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from mmap import mmap
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loaders.errors import BadImage
 from loaders.sampling.splits import seeded_subset
+
+ReportUnreadable: TypeAlias = Callable[[int, str], None]
+"""Called with the id of a sample that became unreadable after it was indexed, and the reason. Raises where that ends
+the run."""
 
 
 class DecodedImages(Protocol):
@@ -35,6 +40,10 @@ class ImageStore(Protocol):
         """The pixels; None where files have to be decoded."""
 
     @property
+    def array(self) -> NDArray[np.uint8] | None:
+        """All images as uint8 `[N, H, W, 3]`; None where they are not one array in memory."""
+
+    @property
     def sizes(self) -> NDArray[np.int32] | None:
         """`[N, 2]`: height and width of the stored pixels where these are not the image's own; else None."""
 
@@ -57,6 +66,10 @@ class PixelArray:
 
     encoded: ClassVar[None] = None
     sizes: ClassVar[None] = None
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        return self.pixels
 
     @property
     def decoded(self) -> DecodedImages:
@@ -97,6 +110,7 @@ class ImageFiles:
     changed: NDArray[np.int64]
     """`[N]`, times of change in nanoseconds, when indexed."""
 
+    array: ClassVar[None] = None
     decoded: ClassVar[None] = None
     sizes: ClassVar[None] = None
 
@@ -142,6 +156,7 @@ class CachedPixels:
     unreadable: dict[int, str] = field(default_factory=dict)
     """Files that could not be decoded any more when the cache was built: id → reason."""
 
+    array: ClassVar[None] = None
     encoded: ClassVar[None] = None
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Batch, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
+from loaders import Batch, Choice, InputError, Loader, LoaderConfig, PlanSpec, Source, build_loader, open_data
 from loaders.backends import resident
 from loaders.ops.decode import load_pixels
 from tests.conftest import host_may_not_wait
@@ -29,7 +29,7 @@ def test_batches_are_those_of_the_torchvision_loader_to_the_bit(
     files: Source, spec: PlanSpec, training: bool, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        monkeypatch.setattr(resident, "executor_of_pixels", resident.DeviceExecutor)
+        monkeypatch.setattr(resident, "executor_of_pixels", lambda _, *given: resident.DeviceExecutor(*given))
     options = {"training": training, "dtype": torch.bfloat16, "batch_size": 12}
     ours, theirs = (build(files, spec, loader, **options) for loader in ("resident", "torchvision"))
     for epoch in (0, 3):
@@ -110,6 +110,19 @@ def test_a_set_larger_than_the_memory_is_refused_and_ranks_on_a_cpu_count(
         build(numbered(32), world_size=world_size)
     monkeypatch.setattr(resident, "free_memory", lambda _: world_size * needed)
     build(numbered(32), world_size=world_size)
+
+
+def test_what_failed_to_move_to_the_device_is_moved_by_the_next_try(
+    files: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixel cache is there by then."""
+    config = LoaderConfig(spec=SMALL, training=True, batch_size=8, cache_size=40)
+    loader = build_loader(files, config, loader=Choice("resident", "it is small", from_cache=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(resident, "decode_to_device", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
+        with pytest.raises(MemoryError):
+            list(loader)
+    assert len(list(loader)) == 4
 
 
 @pytest.mark.needs_cuda

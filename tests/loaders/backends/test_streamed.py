@@ -369,6 +369,25 @@ def test_threads_copies_and_reads_take_turns(monkeypatch: pytest.MonkeyPatch) ->
         assert log[5:] == ["receiver marks read"]
 
 
+def test_buffers_can_be_written_to_after_an_iteration_in_inference_mode(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch forbids writing in place to tensors that were made in inference mode."""
+    as_to_a_gpu(monkeypatch)
+    buffers: list[StagingBuffer] = []
+    allocate = StagingBuffer._allocate
+
+    def noted(buffer: StagingBuffer, capacity: int) -> None:
+        allocate(buffer, capacity)
+        buffers.append(buffer)
+
+    monkeypatch.setattr(StagingBuffer, "_allocate", noted)
+    with torch.inference_mode():
+        list(build(source))
+    assert len(buffers) == BUFFERS
+    assert not any(buffer._host.is_inference() for buffer in buffers)
+
+
 def test_at_least_two_batches_are_under_way_while_one_is_used(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     as_to_a_gpu(monkeypatch)
     begun: list[int] = []

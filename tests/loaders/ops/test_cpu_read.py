@@ -23,7 +23,7 @@ def read(spec: PlanSpec) -> torch.Tensor:
     squares = torch.full((6, plan.read_size, plan.read_size, 3), 7, dtype=torch.uint8).permute(0, 3, 1, 2)
     geometry = read_geometry(plan, flips=False)
     reads = [
-        prepare_read(image, plan.box[row].tolist(), geometry[row], squares[row : row + 1])
+        prepare_read(image, plan.box[row].tolist(), geometry[row], plan.read_size, squares[row : row + 1])
         for row, image in enumerate(images)
     ]
     carry_out(reads)

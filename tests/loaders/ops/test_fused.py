@@ -177,7 +177,7 @@ def test_the_resident_loader_gives_the_same_batches_by_them(training: bool, monk
     options = {"spec": PlanSpec(RandomResizedCrop(8), **FLIPS), "training": training, "dtype": torch.uint8}
     source = numbered(3)
     expected = list(build(source, loader="torchvision", batch_size=2, **options))
-    monkeypatch.setattr(resident, "executor_of_pixels", resident.DeviceExecutor)
+    monkeypatch.setattr(resident, "executor_of_pixels", lambda _, *given: resident.DeviceExecutor(*given))
     monkeypatch.setattr(resident, "fused_kernels", lambda _: fused)
     device = torch.device(DEVICE)
     ours = build(source, batch_size=2, device=device, **options)
