@@ -29,9 +29,11 @@ Box: TypeAlias = list[int]
 """Top, left, height and width, in pixels."""
 
 LoadBox: TypeAlias = Callable[[int, Box, list[int]], tuple[NDArray[np.uint8], Box]]
-"""Called with a sample's id, the box of its plan, and the height and width that the box is resized to. Returns an
-image's pixels as uint8 `[H, W, 3]`, as far as the box needs them, and the box in them. Raises OSError or ValueError where
-the image cannot be read."""
+"""Called with a sample's id, the box of its plan, and the height and width that the box is resized to.
+
+Returns an image's pixels as uint8 `[H, W, 3]`, as far as the box needs them, and the box in them. Raises OSError or
+ValueError where the image cannot be read.
+"""
 
 
 class ImageReader:
