@@ -9,7 +9,7 @@ from train.batches import BatchLoader
 from train.learner import Learner, Metrics
 from train.options import Options
 from train.recipes import Recipe
-from train.run_folder import BEST, LAST, RunFolder
+from train.run_folder import BEST, LAST, PREVIOUS, RunFolder
 from train.run_state import RunState
 
 _SECONDS_BETWEEN_SAVES = 5.0  # an epoch on cached features may take less time than saving it
@@ -17,7 +17,10 @@ _SECONDS_BETWEEN_SAVES_INSIDE_EPOCHS = 600.0  # what a kill may cost where an ep
 
 
 class Checkpoints:
-    """Writes and reads `last.pt` and `best.pt`. Every process takes part in saving; one of them writes."""
+    """Writes and reads `last.pt` and `best.pt`. Every process takes part in saving; one of them writes.
+
+    While the run lasts, the `last.pt` before stays as `last.previous.pt`: some disks lose what they said was written.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Checkpoints:
         self._state = state
         self._identity = identity
         self._best_in_file: object = None  # the best model that best.pt holds
+        self._last_is_readable = True  # otherwise it must not replace the one before
 
     @property
     def due_inside_epoch(self) -> bool:
@@ -73,19 +77,22 @@ class Checkpoints:
             "seconds": state.seconds,
             "identity": self._identity,
         }
+        if self._last_is_readable:
+            self.folder.preserve_last()
         self.folder.save(LAST, content)
+        self._last_is_readable = True
         if state.best is not self._best_in_file:
             self._save_best()
         if state.rows:
             self.folder.draw_curves(state.rows)
 
-    def resume(self, folder: RunFolder) -> None:
-        """Loads the run that was saved in `folder`.
+    def resume(self, folder: RunFolder) -> list[str]:
+        """Loads the run that was saved in `folder`. Returns what people should know of it.
 
         Raises:
             InputError: when the checkpoint is damaged, or belongs to a run with other options, which are named.
         """
-        content = folder.load(LAST)
+        content, notes = self._load(folder)
         self._require_same_run(folder, content.get("identity", {}))
         state = self._state
         is_main = self._learner.process_group.is_main
@@ -100,6 +107,24 @@ class Checkpoints:
             self._drop_unfinished_epoch()
         if state.best is not None:
             self._save_best()  # a kill may have come before this file was written
+        return notes
+
+    def _load(self, folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+        """The content of `last.pt`, or of the one before where a process cannot read it; and notes on that."""
+        content, failure = None, None
+        try:
+            content = folder.load(LAST)
+        except InputError as error:
+            failure = error
+        # All processes must go on from the same one.
+        self._last_is_readable = not self._learner.process_group.any(failure is not None)
+        if content is not None and self._last_is_readable:
+            return content, []
+        try:
+            content = folder.load(PREVIOUS)
+        except InputError:
+            raise failure or InputError(f"another process cannot read {folder.path / LAST}") from None
+        return content, [f"{folder.path / LAST} is missing or damaged: going on from {PREVIOUS}, saved before it"]
 
     def _drop_unfinished_epoch(self) -> None:
         """Drops the row of an epoch that ran out of time, and its model if that was the best."""
