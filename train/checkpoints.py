@@ -1,11 +1,13 @@
 """Checkpoints: saving a run, resuming it, and its best model so far."""
 
+import math
 import time
 from dataclasses import asdict, fields
 from typing import Any
 
 from loaders import InputError
 from train.batches import BatchLoader
+from train.divergence import NotFiniteError, require_finite
 from train.learner import Learner, Metrics
 from train.options import Options
 from train.recipes import Recipe
@@ -62,9 +64,16 @@ class Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Saves everything that the run's future depends on, and draws its curves."""
+        """Saves everything that the run's future depends on, and draws its curves.
+
+        Raises:
+            NotFiniteError: when the loss or the weights are no finite numbers. What was saved before stays.
+        """
         state = self._state
         metrics = state.metrics.result(self._learner.process_group)
+        require_finite("training", metrics)
+        if self._learner.process_group.any(not self._learner.weights_are_finite()):
+            raise NotFiniteError("training", metrics.loss)
         state.saved_at = time.perf_counter()  # on every process, or saving would always be due on those not writing
         if self.folder is None:
             return
@@ -81,10 +90,16 @@ class Checkpoints:
             self.folder.preserve_last()
         self.folder.save(LAST, content)
         self._last_is_readable = True
-        if state.best is not self._best_in_file:
-            self._save_best()
+        self.save_best()
         if state.rows:
             self.folder.draw_curves(state.rows)
+
+    def save_best(self) -> None:
+        """Writes `best.pt`, unless it holds the best model already."""
+        best = self._state.best
+        if self.folder is not None and best is not None and best is not self._best_in_file:
+            self.folder.save(BEST, best)
+            self._best_in_file = best
 
     def resume(self, folder: RunFolder) -> list[str]:
         """Loads the run that was saved in `folder`. Returns what people should know of it.
@@ -95,18 +110,17 @@ class Checkpoints:
         content, notes = self._load(folder)
         self._require_same_run(folder, content.get("identity", {}))
         state = self._state
-        is_main = self._learner.process_group.is_main
         self._train_loader.load_state_dict(content["loader"])
         self._learner.load_state_dict(content["learner"])
-        if is_main:  # the saved metrics are the sum over all processes
+        if self._learner.process_group.is_main:  # the saved metrics are the sum over all processes
             state.metrics.add_metrics(Metrics(**content["tally"]))
             state.best = content["best"]
+        self._require_finite_state(folder, Metrics(**content["tally"]))
         state.rows = content["rows"]
         state.seconds_before = content["seconds"]
         if len(state.rows) > self._train_loader.epoch and len(self._train_loader):
             self._drop_unfinished_epoch()
-        if state.best is not None:
-            self._save_best()  # a kill may have come before this file was written
+        self.save_best()  # a kill may have come before this file was written
         return notes
 
     def _load(self, folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
@@ -125,6 +139,14 @@ class Checkpoints:
         except InputError:
             raise failure or InputError(f"another process cannot read {folder.path / LAST}") from None
         return content, [f"{folder.path / LAST} is missing or damaged: going on from {PREVIOUS}, saved before it"]
+
+    def _require_finite_state(self, folder: RunFolder, metrics: Metrics) -> None:
+        """Raises InputError where what was loaded has diverged: earlier versions saved that, too."""
+        if not math.isfinite(metrics.loss_sum) or not self._learner.weights_are_finite():
+            raise InputError(
+                f"--resume: {folder.path} was saved after it diverged: its loss or weights are no finite numbers. "
+                f"Begin anew with another OUT; WEIGHTS={folder.path / BEST} starts from its best epoch, if it has one"
+            )
 
     def _drop_unfinished_epoch(self) -> None:
         """Drops the row of an epoch that ran out of time, and its model if that was the best."""
@@ -151,12 +173,6 @@ class Checkpoints:
             "val_top1": row["val_top1"],
             "before": state.best if unfinished else None,
         }
-
-    def _save_best(self) -> None:
-        assert self.folder is not None
-        assert self._state.best is not None
-        self.folder.save(BEST, self._state.best)
-        self._best_in_file = self._state.best
 
 
 def run_identity(
