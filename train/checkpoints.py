@@ -1,15 +1,17 @@
 """Checkpoints: saving a run, resuming it, and its best model so far."""
 
+import math
 import time
 from dataclasses import asdict, fields
 from typing import Any
 
 from loaders import InputError
 from train.batches import BatchLoader
+from train.divergence import NotFiniteError, require_finite
 from train.learner import Learner, Metrics
 from train.options import Options
 from train.recipes import Recipe
-from train.run_folder import BEST, LAST, RunFolder
+from train.run_folder import BEST, LAST, PREVIOUS, RunFolder
 from train.run_state import RunState
 
 _SECONDS_BETWEEN_SAVES = 5.0  # an epoch on cached features may take less time than saving it
@@ -17,7 +19,10 @@ _SECONDS_BETWEEN_SAVES_INSIDE_EPOCHS = 600.0  # what a kill may cost where an ep
 
 
 class Checkpoints:
-    """Writes and reads `last.pt` and `best.pt`. Every process takes part in saving; one of them writes."""
+    """Writes and reads `last.pt` and `best.pt`. Every process takes part in saving; one of them writes.
+
+    While the run lasts, the `last.pt` before stays as `last.previous.pt`: some disks lose what they said was written.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Checkpoints:
         self._state = state
         self._identity = identity
         self._best_in_file: object = None  # the best model that best.pt holds
+        self._last_is_readable = True  # otherwise it must not replace the one before
 
     @property
     def due_inside_epoch(self) -> bool:
@@ -58,9 +64,16 @@ class Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Saves everything that the run's future depends on, and draws its curves."""
+        """Saves everything that the run's future depends on, and draws its curves.
+
+        Raises:
+            NotFiniteError: when the loss or the weights are no finite numbers. What was saved before stays.
+        """
         state = self._state
         metrics = state.metrics.result(self._learner.process_group)
+        require_finite("training", metrics)
+        if self._learner.process_group.any(not self._learner.weights_are_finite()):
+            raise NotFiniteError("training", metrics.loss)
         state.saved_at = time.perf_counter()  # on every process, or saving would always be due on those not writing
         if self.folder is None:
             return
@@ -73,33 +86,67 @@ class Checkpoints:
             "seconds": state.seconds,
             "identity": self._identity,
         }
+        if self._last_is_readable:
+            self.folder.preserve_last()
         self.folder.save(LAST, content)
-        if state.best is not self._best_in_file:
-            self._save_best()
+        self._last_is_readable = True
+        self.save_best()
         if state.rows:
             self.folder.draw_curves(state.rows)
 
-    def resume(self, folder: RunFolder) -> None:
-        """Loads the run that was saved in `folder`.
+    def save_best(self) -> None:
+        """Writes `best.pt`, unless it holds the best model already."""
+        best = self._state.best
+        if self.folder is not None and best is not None and best is not self._best_in_file:
+            self.folder.save(BEST, best)
+            self._best_in_file = best
+
+    def resume(self, folder: RunFolder) -> list[str]:
+        """Loads the run that was saved in `folder`. Returns what people should know of it.
 
         Raises:
             InputError: when the checkpoint is damaged, or belongs to a run with other options, which are named.
         """
-        content = folder.load(LAST)
+        content, notes = self._load(folder)
         self._require_same_run(folder, content.get("identity", {}))
         state = self._state
-        is_main = self._learner.process_group.is_main
         self._train_loader.load_state_dict(content["loader"])
         self._learner.load_state_dict(content["learner"])
-        if is_main:  # the saved metrics are the sum over all processes
+        if self._learner.process_group.is_main:  # the saved metrics are the sum over all processes
             state.metrics.add_metrics(Metrics(**content["tally"]))
             state.best = content["best"]
+        self._require_finite_state(folder, Metrics(**content["tally"]))
         state.rows = content["rows"]
         state.seconds_before = content["seconds"]
         if len(state.rows) > self._train_loader.epoch and len(self._train_loader):
             self._drop_unfinished_epoch()
-        if state.best is not None:
-            self._save_best()  # a kill may have come before this file was written
+        self.save_best()  # a kill may have come before this file was written
+        return notes
+
+    def _load(self, folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+        """The content of `last.pt`, or of the one before where a process cannot read it; and notes on that."""
+        content, failure = None, None
+        try:
+            content = folder.load(LAST)
+        except InputError as error:
+            failure = error
+        # All processes must go on from the same one.
+        self._last_is_readable = not self._learner.process_group.any(failure is not None)
+        if content is not None and self._last_is_readable:
+            return content, []
+        try:
+            content = folder.load(PREVIOUS)
+        except InputError:
+            raise failure or InputError(f"another process cannot read {folder.path / LAST}") from None
+        return content, [f"{folder.path / LAST} is missing or damaged: going on from {PREVIOUS}, saved before it"]
+
+    def _require_finite_state(self, folder: RunFolder, metrics: Metrics) -> None:
+        """Raises InputError where what was loaded has diverged: earlier versions saved that, too."""
+        if not math.isfinite(metrics.loss_sum) or not self._learner.weights_are_finite():
+            raise InputError(
+                f"--resume: {folder.path} was saved after it diverged: its loss or weights are no finite numbers. "
+                f"Begin anew with another OUT; WEIGHTS={folder.path / BEST} starts from its best epoch, if it has one"
+            )
 
     def _drop_unfinished_epoch(self) -> None:
         """Drops the row of an epoch that ran out of time, and its model if that was the best."""
@@ -126,12 +173,6 @@ class Checkpoints:
             "val_top1": row["val_top1"],
             "before": state.best if unfinished else None,
         }
-
-    def _save_best(self) -> None:
-        assert self.folder is not None
-        assert self._state.best is not None
-        self.folder.save(BEST, self._state.best)
-        self._best_in_file = self._state.best
 
 
 def run_identity(

@@ -48,6 +48,35 @@ class MetricAccumulator:
         self._loss_sum += metrics.loss_sum
         self._counts += torch.tensor([metrics.correct, metrics.seen], device=self._counts.device)
 
+    def host_copy(self) -> "MetricCopy":
+        """A copy of the present sums of this process. Does not wait for the device."""
+        return MetricCopy(self._loss_sum, self._counts)
+
+
+class MetricCopy:
+    """Sums of a `MetricAccumulator` on their way to the host."""
+
+    def __init__(self, loss_sum: Tensor, counts: Tensor) -> None:
+        self._loss_sum, self._counts = _host_copy(loss_sum), _host_copy(counts)
+        self._arrival = torch.cuda.Event() if loss_sum.is_cuda else None
+        if self._arrival is not None:
+            self._arrival.record(torch.cuda.current_stream(loss_sum.device))
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the copy has not arrived yet."""
+        return self._arrival is not None and not self._arrival.query()
+
+    def metrics(self) -> "Metrics":
+        """The sums, once they have arrived."""
+        loss_sum, (correct, seen) = self._loss_sum.item(), self._counts.tolist()
+        return Metrics(loss_sum, correct, seen)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=True)
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -198,6 +227,29 @@ class Learner:
             loss_sum = functional.cross_entropy(logits, batch.labels, ignore_index=NO_LABEL, reduction="sum")
             metrics.add(loss_sum, logits, batch.labels)
         return metrics.result(self.process_group)
+
+    @torch.no_grad()
+    def weights_are_finite(self) -> bool:
+        """Whether all weights, BatchNorm statistics and averages are finite numbers. Waits for the device."""
+        models = {id(model): model for model in (self.model, self.evaluated)}.values()
+        values = [tensor for model in models for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
+
+    @torch.no_grad()
+    def loss(self, batch: TrainingBatch, *, lowered: bool) -> float:
+        """The mean loss of a batch with the present weights, in the run's precision or in fp32. Waits for the device.
+
+        Nothing is compiled for it. It may change BatchNorm's statistics, and is meant for a run that cannot go on.
+        """
+        inputs = batch.features if isinstance(batch, FeatureBatch) else batch.images
+        network = self.model.fc if isinstance(batch, FeatureBatch) else self.model
+        with torch.compiler.set_stance("force_eager"):
+            if lowered:
+                with self._autocast():
+                    logits = network(inputs)
+            else:
+                logits = network(inputs.float())
+        return functional.cross_entropy(logits.float(), batch.labels).item()
 
     def _logits(self, network: nn.Module, batch: TrainingBatch) -> Tensor:
         """Logits `[B, C]`, float32. `network` is the whole model, or the head where there is a frozen backbone."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from loaders import InputError
 from loaders.system.console import ProgressCallback
 from train.batches import BatchLoader, TrainingBatch
 from train.checkpoints import Checkpoints
 from train.console import Reporter
+from train.divergence import DivergedError, LossCheck, NotFiniteError, explain, require_finite
 from train.epoch_timer import EpochTimer
 from train.features import FeatureLoader
 from train.garbage_collection import gc_disabled
@@ -23,6 +23,7 @@ from train.summary import epoch_line, interruption_message, throughput_text
 
 _SECONDS_BETWEEN_REMARKS = 0.5
 _STEPS_BETWEEN_AGREEMENTS = 10  # the host waits while the processes agree
+_STEPS_BETWEEN_LOSS_CHECKS = 100  # a loss that is no number is noticed after at most two of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,15 @@ class TrainingLoop:
 
         Raises:
             InterruptedRunError: when a signal asked to stop; the run has been saved.
-            InputError: when the loss is no number.
+            DivergedError: when the loss or the weights are no finite numbers.
         """
+        try:
+            self._run()
+        except NotFiniteError as error:
+            earlier_losses = [row["train_loss"] for row in self.state.rows]
+            raise DivergedError(explain(error, self.learner, earlier_losses)) from error
+
+    def _run(self) -> None:
         with gc_disabled():
             for epoch in range(self.train_loader.epoch, self.epochs):
                 if epoch < len(self.state.rows):  # a resumed run had just validated this epoch
@@ -66,7 +74,7 @@ class TrainingLoop:
         self._compute_features(self.train_loader, title)
         trained = self._train(epoch, title)
         validated = self._validate(title)
-        _require_finite("validation", validated)  # the last step's update is in no training loss
+        require_finite("validation", validated)  # the last step's update is in no training loss
         self.state.rows.append(
             {**trained, "val_loss": validated.loss, "val_top1": validated.top1, "val_seen": validated.seen}
         )
@@ -79,9 +87,7 @@ class TrainingLoop:
         timer = EpochTimer(self.learner.device)
         self.learner.start_epoch()
         with self.reporter.progress(title) as show:
-            self._step_through(timer, show)
-        metrics = self.state.metrics.result(self.process_group)
-        _require_finite("training", metrics)
+            metrics = self._step_through(timer, show)
         return {
             "epoch": epoch + 1,
             "train_loss": metrics.loss,
@@ -92,19 +98,34 @@ class TrainingLoop:
             "learning_rate": float(self.learner.scheduler.get_last_lr()[0]),
         }
 
-    def _step_through(self, timer: EpochTimer, show: ProgressCallback) -> None:
-        """A step for each batch, until the epoch, the time allowed, or the run ends."""
+    def _step_through(self, timer: EpochTimer, show: ProgressCallback) -> Metrics:
+        """A step for each batch, until the epoch, the time allowed, or the run ends. Returns the epoch's metrics.
+
+        Raises:
+            NotFiniteError: when the loss or the weights are no finite numbers.
+        """
         total = len(self.train_loader)
         next_remark = _SECONDS_BETWEEN_REMARKS
-        for done, batch in enumerate(timer.timed(self.train_loader), 1):
-            self.learner.step(batch, self.state.metrics)
-            if timer.seconds > next_remark:
-                next_remark = timer.seconds + _SECONDS_BETWEEN_REMARKS
-                show(done, total, throughput_text(timer.images_per_second, timer.data_wait))
-            self._stop_if_signaled(done, total)
-            if self._any_process(self.stop.out_of_time, done, total):
-                break
-            self._save_if_due(done, total)
+        loss_check = LossCheck(self.state.metrics)
+        batch = None
+        try:
+            for done, batch in enumerate(timer.timed(self.train_loader), 1):
+                self.learner.step(batch, self.state.metrics)
+                if timer.seconds > next_remark:
+                    next_remark = timer.seconds + _SECONDS_BETWEEN_REMARKS
+                    show(done, total, throughput_text(timer.images_per_second, timer.data_wait))
+                if done % _STEPS_BETWEEN_LOSS_CHECKS == 0 and self.process_group.any(loss_check.failed()):
+                    require_finite("training", self.state.metrics.result(self.process_group))
+                self._stop_if_signaled(done, total)
+                if self._any_process(self.stop.out_of_time, done, total):
+                    break
+                self._save_if_due(done, total)
+            metrics = self.state.metrics.result(self.process_group)
+            require_finite("training", metrics)
+        except NotFiniteError as error:
+            error.batch, error.mean_losses = batch, loss_check.mean_losses
+            raise
+        return metrics
 
     def _compute_features(self, loader: BatchLoader, title: str) -> None:
         """Computes the features that the epoch needs, so that the epoch's own time does not include it."""
@@ -159,11 +180,3 @@ class TrainingLoop:
             self.checkpoints.due_inside_epoch, done, total
         ):
             self.checkpoints.save()
-
-
-def _require_finite(split: str, metrics: Metrics) -> None:
-    """Raises InputError where the loss is no number."""
-    if not metrics.loss_sum < float("inf"):
-        raise InputError(
-            f"the {split} loss is {metrics.loss}: it diverged. Choose a smaller --lr, or --precision fp32."
-        )

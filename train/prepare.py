@@ -256,7 +256,8 @@ def _begin_or_resume(session: Session, out: Path) -> None:
     """Writes what is known beforehand, or loads the run that was saved in `out`."""
     checkpoints, loader = session.checkpoints, session.train_loader
     if session.options.resume:
-        checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True))
+        for note in checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True)):
+            session.reporter.warn(note)
         session.reporter.say(
             f"resumed after {len(session.state.rows)} epochs; "
             f"{len(loader)} batches of epoch {loader.epoch + 1} are left"

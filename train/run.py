@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from train.console import Reporter
+from train.divergence import DivergedError
 from train.loop import TrainingLoop
 from train.options import Options
 from train.prepare import prepare
@@ -25,6 +26,7 @@ def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
 
     Raises:
         InputError: when something the user gave cannot be used.
+        DivergedError: when the loss became no number; the best epoch before has been exported.
         InterruptedRunError: when a signal stopped the run; `last.pt` then holds its state.
     """
     reporter = Reporter(quiet=not process_group.is_main)
@@ -42,7 +44,13 @@ def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
             process_group=process_group,
         )
         with stop.listening():
-            loop.run()
+            try:
+                loop.run()
+            except DivergedError:
+                if session.state.rows:
+                    session.checkpoints.save_best()
+                    _conclude(session)  # the best epoch before is a result all the same
+                raise
         return _conclude(session)
 
 
@@ -53,5 +61,6 @@ def _conclude(session: Session) -> dict[str, Any]:
     if folder is not None and best is not None:
         folder.save_model(best["model"])
         folder.write_json("summary.json", summary)
+        folder.remove_previous()
         session.reporter.say(result_message(summary, folder.path, len(session.train_loader.source.classes)))
     return summary

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from loaders import InputError
 from loaders.errors import cause
-from loaders.system.files import write_whole
+from loaders.system.files import make_folder, preserve, write_whole
 from train.curves import draw_curves
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 LAST = "last.pt"
+PREVIOUS = "last.previous.pt"
 BEST = "best.pt"
 
 
@@ -25,6 +26,7 @@ class RunFolder:
 
     It holds `config.json` (options, recipe, and what is needed to use the model), `environment.json`, `metrics.jsonl`
     (a line per epoch), `summary.json`, `last.pt` (to resume from), `best.pt`, `model.safetensors` and `curves.png`.
+    Until the run ends, `last.previous.pt` is the `last.pt` before.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -36,7 +38,7 @@ class RunFolder:
         require_usable_out(path, resume=resume)
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
             raise InputError(f"OUT: {path} cannot be made: {cause(error)}") from error
 
@@ -58,6 +60,14 @@ class RunFolder:
                 torch.save(dict(content), file)
 
         write_whole(self.path / name, write)
+
+    def preserve_last(self) -> None:
+        """Leaves `last.pt` in the place of `last.previous.pt`, before the next one is saved."""
+        preserve(self.path / LAST, self.path / PREVIOUS)
+
+    def remove_previous(self) -> None:
+        """Removes `last.previous.pt`, which a run that has ended does not need."""
+        (self.path / PREVIOUS).unlink(missing_ok=True)
 
     def load(self, name: str) -> dict[str, Any]:
         """The checkpoint that `save` has written.
@@ -83,7 +93,8 @@ class RunFolder:
 
 def require_usable_out(path: Path, *, resume: bool) -> None:
     """Raises InputError when `path` holds another run that is not resumed, or none to resume."""
-    if resume and not (path / LAST).is_file():
+    resumable = any((path / name).exists() for name in (LAST, PREVIOUS))
+    if resume and not resumable:
         raise InputError(f"--resume: {path} holds no {LAST} to go on from")
-    if not resume and ((path / LAST).exists() or (path / WEIGHTS).exists()):
+    if not resume and (resumable or (path / WEIGHTS).exists()):
         raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")

@@ -1,5 +1,6 @@
 """Atomic writing: a reader finds a file either as it was before, or complete."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,10 @@ def replacing(path: Path, *, shared: bool = False, durable: bool = False) -> Ite
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file atomically, and creates its folder where that is missing.
+    """Writes a file atomically and durably, and creates its folder where that is missing.
+
+    This is how results are written: once it returns, they are on the disk, and a power failure at any time leaves the
+    file as it was before, or complete.
 
     Args:
         path: the file to create or replace.
@@ -44,18 +48,52 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         InputError: when the file cannot be written; the message says why.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        make_folder(path.parent)
+        with replacing(path, durable=True) as part:
             write(part)
     except (OSError, RuntimeError) as error:  # torch.save may raise a RuntimeError while it handles an OSError
         first = error.__context__ if isinstance(error.__context__, OSError) else error
         raise InputError(f"{path} cannot be written: {cause(first)}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Creates a folder, and those above it, durably; OSError where that fails."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
+
+
+def preserve(path: Path, previous: Path) -> None:
+    """Leaves the present file at `path`, if there is one, at `previous` when `path` is replaced.
+
+    Where the file system has no hard links, the file is renamed: `path` is missing until it is written again.
+
+    Raises:
+        InputError: when that fails; the message says why.
+    """
+    if not path.exists() or (previous.exists() and previous.samefile(path)):
+        return
+    try:
+        with replacing(previous, durable=True) as part:
+            part.unlink(missing_ok=True)
+            try:
+                os.link(path, part)
+            except OSError:
+                os.replace(path, part)
+    except OSError as error:
+        raise InputError(f"{previous} cannot be written: {cause(error)}") from error
+
+
 def _flush(path: Path) -> None:
     """Waits until the content of a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder, and some folders may be written to but not read.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
