@@ -1,9 +1,10 @@
 """What a person sees of a run."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 from loaders.errors import name_options
-from loaders.system.console import ProgressCallback, open_console, shown_progress
+from loaders.system.console import ProgressCallback, open_console, print_lines, shown_progress
 from train.options import OPTION_NAMES
 
 
@@ -17,9 +18,9 @@ class Reporter:
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = open_console(quiet=quiet)
 
-    def say(self, text: str = "") -> None:
-        """Prints a message."""
-        self.console.print(name_options(text, OPTION_NAMES), markup=False)
+    def say(self, *lines: str) -> None:
+        """Prints the lines of a message. Control characters inside them are escaped."""
+        self._print(lines)
 
     def facts(self, rows: dict[str, str]) -> None:
         """Prints names and values, aligned."""
@@ -27,10 +28,13 @@ class Reporter:
         for name, value in rows.items():
             self.say(f"{name:<{widest}}  {value}")
 
-    def warn(self, text: str) -> None:
-        """Prints a warning."""
-        self.console.print(f"warning: {name_options(text, OPTION_NAMES)}", style="yellow", markup=False)
+    def warn(self, text: str, *more: str) -> None:
+        """Prints the lines of a warning."""
+        self._print((f"warning: {text}", *more), style="yellow")
 
     def progress(self, title: str) -> AbstractContextManager[ProgressCallback]:
         """Shows the progress of a piece of work: see `loaders.system.console.shown_progress`."""
         return shown_progress(self.console, title)
+
+    def _print(self, lines: Iterable[str], style: str | None = None) -> None:
+        print_lines(self.console, *(name_options(line, OPTION_NAMES) for line in lines), style=style)

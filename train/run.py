@@ -53,5 +53,5 @@ def _conclude(session: Session) -> dict[str, Any]:
     if folder is not None and best is not None:
         folder.save_model(best["model"])
         folder.write_json("summary.json", summary)
-        session.reporter.say(result_message(summary, folder.path, len(session.train_loader.source.classes)))
+        session.reporter.say(*result_message(summary, folder.path, len(session.train_loader.source.classes)))
     return summary
