@@ -1,11 +1,16 @@
 """What a person sees of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 from loaders.errors import name_options
 from loaders.system.console import ProgressCallback, open_console, print_lines, shown_progress
 from train.options import OPTION_NAMES
+
+
+def as_typed(message: str) -> str:
+    """A message with the options and Make variables that a person types."""
+    return name_options(message, OPTION_NAMES)
 
 
 class Reporter:
@@ -15,8 +20,14 @@ class Reporter:
     variable that a person types.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = open_console(quiet=quiet)
+    def __init__(self, *, quiet: bool = False, plain: bool = False, rewrite: Callable[[str], str] = as_typed) -> None:
+        """
+        Args:
+            quiet, plain: see `loaders.system.console.open_console`.
+            rewrite: applied to each line before it is printed.
+        """
+        self.console = open_console(quiet=quiet, plain=plain)
+        self._rewrite = rewrite
 
     def say(self, *lines: str) -> None:
         """Prints the lines of a message. Control characters inside them are escaped."""
@@ -37,4 +48,4 @@ class Reporter:
         return shown_progress(self.console, title)
 
     def _print(self, lines: Iterable[str], style: str | None = None) -> None:
-        print_lines(self.console, *(name_options(line, OPTION_NAMES) for line in lines), style=style)
+        print_lines(self.console, *map(self._rewrite, lines), style=style)
