@@ -1,37 +1,74 @@
 # How a person uses all this. The first target that needs it builds .venv; PYTHON=python3 uses that
 # interpreter as it is instead (GPU containers bring a torch of their own).
 
-MODE    = finetune
-DATA    = sample
-ROOT    = data
-LOADER  = auto
-WEIGHTS = imagenet
-NGPU    = 1
-OUT     =
-ARGS    =
+# Each is taken from the command line, else from the environment.
+MODE    ?= finetune
+DATA    ?= sample
+ROOT    ?= data
+LOADER  ?= auto
+WEIGHTS ?= imagenet
+NGPU    ?= 1
+OUT     ?=
+ARGS    ?=
 
 ifdef PYTHON
-python   := $(PYTHON)
-ready    :=
+ready     :=
 ready_dev :=
 else
-python   := .venv/bin/python
-ready    := .venv/ready
+PYTHON    := .venv/bin/python
+unexport PYTHON
+ready     := .venv/ready
 ready_dev := .venv/ready-dev
 endif
 
+# What was given is text: make expands no `$` in it, neither here nor where it hands variables on to programs.
+$(foreach name,MODE DATA ROOT LOADER WEIGHTS NGPU OUT ARGS PYTHON,$(eval override $(name) := $$(value $(name))))
+
+define newline
+
+
+endef
+export newline
+
+# Any text as one word of the shell. A newline comes from a variable of the shell, as make ends a command at each.
+quoted = '$(subst $(newline),'"$$newline"',$(subst ','\'',$(1)))'
+
+python = $(call quoted,$(PYTHON))
 pip    = $(python) -m pip install --quiet --disable-pip-version-check
 
-# Any text as one word of the shell.
-quoted = '$(subst ','\'',$(1))'
+# Appends the words of ARGS to a command of Python. They are quoted as in a shell; nothing in them is expanded or run.
+define with_args
+import os, shlex, sys
 
+try:
+    words = shlex.split(sys.argv[1])
+except ValueError as error:
+    sys.exit(f"ARGS: its words are not quoted as in a shell: {error}")
+os.execvp(sys.argv[2], [*sys.argv[2:], *words])
+endef
+
+run    = $(if $(ARGS),$(python) -c $(call quoted,$(value with_args)) $(call quoted,$(ARGS)) )$(python)
 data   = --data $(call quoted,$(DATA)) --root $(call quoted,$(ROOT))
+loader = --loader $(call quoted,$(LOADER))
 out    = $(if $(OUT),--out $(call quoted,$(OUT)))
+launch = $(if $(filter-out 1,$(NGPU)),-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
-ifeq ($(shell expr '$(NGPU)' : '[1-9][0-9]*$$'),0)
-$(error NGPU=$(NGPU): expected a number of GPUs, 1 or more)
+# What is a name or a number is checked by make itself, for the targets that use it and before anything is built.
+digits  := 0 1 2 3 4 5 6 7 8 9
+letters := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z
+
+# The text $(2) without the characters $(1).
+without = $(if $(1),$(call without,$(wordlist 2,$(words $(1)),$(1)),$(subst $(firstword $(1)),,$(2))),$(2))
+
+# Of a variable, whether it is not empty and has only the characters $(2).
+consists_of = $(if $($(1)),$(if $(call without,$(2),$($(1))),,yes))
+
+ifneq ($(filter train profile,$(MAKECMDGOALS)),)
+$(foreach name,MODE LOADER,$(if $(call consists_of,$(name),$(letters) $(digits) - _),,$(error \
+    $(name): expected a name of letters, digits, - and _)))
+$(if $(filter-out 0%,$(if $(call consists_of,NGPU,$(digits)),$(NGPU))),,$(error \
+    NGPU: expected a number of GPUs, 1 or more))
 endif
-launch = $(if $(filter 1,$(NGPU)),,-m torch.distributed.run --standalone --nproc-per-node=$(NGPU))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dali setup-ffcv train bench profile gpu-check readme-tables test lint
@@ -47,7 +84,7 @@ help:
 	@echo 'make setup                                only build .venv'
 	@echo 'make setup-dali, make setup-ffcv          what LOADER=dali, LOADER=ffcv stand on'
 	@echo
-	@echo 'MODE=$(MODE) DATA=$(DATA) ROOT=$(ROOT) LOADER=$(LOADER) WEIGHTS=$(WEIGHTS) NGPU=$(NGPU) OUT=$(OUT)'
+	@printf '%s=%s ' $(foreach name,MODE DATA ROOT LOADER WEIGHTS NGPU OUT,$(name) $(call quoted,$($(name)))); echo
 	@echo 'PYTHON=python3 uses that interpreter and builds nothing; ARGS=--help lists all other options.'
 
 setup: $(ready)
@@ -83,22 +120,22 @@ setup-ffcv: $(ready)
 	fi
 
 train: $(ready)
-	@$(python) $(launch) -m train $(MODE) $(data) --loader $(LOADER) --weights $(call quoted,$(WEIGHTS)) $(out) $(ARGS)
+	@$(run) $(launch) -m train $(call quoted,$(MODE)) $(data) $(loader) --weights $(call quoted,$(WEIGHTS)) $(out)
 
 bench: $(ready)
-	@$(python) -m benchmarks loaders $(data) $(out) $(ARGS)
+	@$(run) -m benchmarks loaders $(data) $(out)
 
 profile: $(ready)
-	@$(python) $(launch) -m benchmarks profile $(MODE) $(data) --loader $(LOADER) $(out) $(ARGS)
+	@$(run) $(launch) -m benchmarks profile $(call quoted,$(MODE)) $(data) $(loader) $(out)
 
 gpu-check: $(ready_dev)
-	@$(python) -m benchmarks gpu-check --root $(call quoted,$(ROOT)) $(out) $(ARGS)
+	@$(run) -m benchmarks gpu-check --root $(call quoted,$(ROOT)) $(out)
 
 readme-tables: $(ready)
-	@$(python) -m benchmarks readme-tables $(ARGS)
+	@$(run) -m benchmarks readme-tables
 
 test: $(ready_dev)
-	$(python) -m pytest $(ARGS)
+	$(run) -m pytest
 
 lint: $(ready_dev)
 	$(python) -m ruff check .

@@ -20,7 +20,8 @@ with startup():
         SaturationOptions,
         StepsOptions,
     )
-    from loaders.errors import InputError, name_options
+    from loaders.errors import InputError
+    from loaders.system.console import print_error
     from train.options import OPTION_NAMES
 
 
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         exit_code: int = OTHER_COMMANDS[name].load()(options)
         return exit_code
     except InputError as error:
-        print(f"error: {name_options(str(error), OPTION_NAMES)}", file=sys.stderr)
+        print_error(error, OPTION_NAMES)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -13,7 +13,7 @@ with startup():
 
     from loaders.errors import InputError, name_options
     from loaders.sources.index import MAX_PIXELS
-    from loaders.system.console import open_console, shown_progress, with_rate
+    from loaders.system.console import open_console, print_error, print_lines, shown_progress, with_rate
     from loaders.system.format import format_bytes
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def list_loaders(console: "Console") -> None:
     widest = max(map(len, BACKENDS))
     for name, backend in BACKENDS.items():
         missing = backend.missing()
-        console.print(f"{name:<{widest}}  {'yes' if missing is None else 'no '}  {backend.summary}", markup=False)
+        print_lines(console, f"{name:<{widest}}  {'yes' if missing is None else 'no '}  {backend.summary}")
         if missing is not None:
-            console.print(f"{'':<{widest}}       {missing}", markup=False)
-    console.print("\nLOADER=auto chooses among those that can be used here and says why.", markup=False)
+            print_lines(console, f"{'':<{widest}}       {missing}")
+    print_lines(console, "", "LOADER=auto chooses among those that can be used here and says why.")
 
 
 def build_caches(options: Cache, console: "Console") -> None:
@@ -95,11 +95,11 @@ def build_caches(options: Cache, console: "Console") -> None:
             progress=show,
         )
     for note in dict.fromkeys(note for source in pair for note in source.notes):
-        console.print(note, markup=False)
+        print_lines(console, note)
     require_good(pair, options.on_bad_image)
     for source, purpose in zip(pair, ("to train on", "to validate"), strict=True):
         if source.images.encoded is None:
-            console.print(f"{source.name}: {len(source):,} images {purpose} are pixels already", markup=False)
+            print_lines(console, f"{source.name}: {len(source):,} images {purpose} are pixels already")
             continue
         _build(source, purpose, options, console)
 
@@ -122,11 +122,11 @@ def _build(source: "Source", purpose: str, options: Cache, console: "Console") -
     with shown_progress(console, f"decoding {source.name}, {purpose}") as show:
         loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
-        console.print(name_options(f"left out: {image}", OPTIONS), markup=False)
+        print_lines(console, name_options(f"left out: {image}", OPTIONS))
     count = len(source) - len(loader.bad_images)
     layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
     result = f"{count:,} images {purpose}, {format_bytes(layout.bytes)} in {layout.folder}"
-    console.print(f"{source.name}: {result}", markup=False)
+    print_lines(console, f"{source.name}: {result}")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             case List():
                 list_loaders(console)
     except InputError as error:
-        print(f"error: {name_options(str(error), OPTIONS)}", file=sys.stderr)
+        print_error(error, OPTIONS)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

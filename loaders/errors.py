@@ -8,8 +8,17 @@ from dataclasses import dataclass
 class InputError(ValueError):
     """A folder, an option or a state that the user gave cannot be used. The message is for the user.
 
-    It names the fields of the Python API in backticks; see `name_options`.
+    It names the fields of the Python API in backticks; see `name_options`. Each argument is a line of it: a newline
+    inside one comes from a name or another library's text, and programs print it escaped.
     """
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines of the message."""
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 _FIELD = re.compile(r"`(\w+)(?:=\"?([^`]*?)\"?)?`")
@@ -40,6 +49,19 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
     return _FIELD.sub(option, message)
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0, DEL and C1; marks that change the direction of text, and its separators of lines; lone surrogates."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes such as `\\x1b` and `\\n` for all that a terminal carries out, or that begins a line.
+
+    Names of files, classes and data sets, and the messages that contain them, are other people's: printed as they are,
+    they could set a terminal's title, forge a line of output, or reverse what follows.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def cause(error: BaseException) -> str:
     """The reason of an error, for a message that names the file itself: an OSError's without number and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -60,12 +82,12 @@ MOST_NAMED = 100
 """The largest number of bad images, or of classes, that one message names."""
 
 
-def listed(bad: list[BadImage]) -> str:
-    """A line for each of the first `MOST_NAMED` images, and one that counts the rest."""
+def listed(bad: list[BadImage]) -> list[str]:
+    """A line, indented, for each of the first `MOST_NAMED` images, and one that counts the rest."""
     lines = [str(image) for image in bad[:MOST_NAMED]]
     if len(bad) > MOST_NAMED:
         lines.append(f"and {len(bad) - MOST_NAMED} more")
-    return "".join(f"\n  {line}" for line in lines)
+    return [f"  {line}" for line in lines]
 
 
 def named(names: Iterable[str]) -> str:
@@ -81,5 +103,5 @@ class BadImageError(InputError):
     """Images cannot be decoded, and `on_bad_image` is "raise" or there are too many of them to skip."""
 
     def __init__(self, bad: list[BadImage], total: int, remedy: str) -> None:
-        super().__init__(f"{len(bad)} of {total} images cannot be decoded:{listed(bad)}\n{remedy}")
+        super().__init__(f"{len(bad)} of {total} images cannot be decoded:", *listed(bad), remedy)
         self.bad = bad

@@ -1,5 +1,6 @@
 """The Makefile: how it passes its variables on, which interpreter it chooses, and what it reports when none is fit."""
 
+import json
 import os
 import shlex
 import shutil
@@ -41,26 +42,199 @@ elif arguments[:2] == ["-m", "pip"]:
 """
 
 
+PRINTING_PYTHON = """#!{real} -I
+# An interpreter that runs what follows `-c`, and prints the arguments of all else.
+import json
+import sys
+
+if sys.argv[1] == "-c":
+    code = sys.argv[2]
+    sys.argv[:] = ["-c", *sys.argv[3:]]
+    exec(code)
+else:
+    print(json.dumps(sys.argv[1:]))
+"""
+
+HOSTILE = [
+    "x; touch pwned",
+    "x && touch pwned #",
+    "$(touch pwned)",
+    "$(shell touch pwned)",
+    "$(error pwned)",
+    "`touch pwned`",
+    "'; touch pwned; '",
+    '"; touch pwned; "',
+    "$HOME",
+    "${HOME}",
+    "$$",
+    "a$b",
+    "a$",
+    "Ann's own/photos",
+    'the "best" ones',
+    "two  spaces ",
+    "a,b(c)",
+    "a#b",
+    "a%b=c:=d",
+    "back\\slash\\",
+    "line\nbreak",
+    "x\ntouch pwned\n",
+    "-rf",
+    "*",
+    "~",
+    "ж\u202e",
+    "bell\x07\x1b]0;x",
+]
+"""Values that a shell or make would read as more than text. (Make strips white space at their beginning.)"""
+
+
 def dry_run(*given: str) -> subprocess.CompletedProcess[str]:
     """Runs `make` so that it prints its commands and carries none out."""
     return subprocess.run(
         ["make", "--dry-run", "PYTHON=python3", *given],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("target", ["train", "bench", "profile"])
-def test_any_name_of_a_folder_arrives_as_it_is(target: str) -> None:
-    words = shlex.split(dry_run(target, "DATA=Ann's own/photos", "OUT=it's here").stdout)
-    assert words[words.index("--data") + 1] == "Ann's own/photos"
-    assert words[words.index("--out") + 1] == "it's here"
+class Shop:
+    """A folder with this Makefile and an interpreter that prints its arguments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copy(ROOT / "Makefile", folder)
+        self.python = self.add_python("python")
+
+    def add_python(self, name: str) -> Path:
+        file = self.folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(PRINTING_PYTHON.format(real=sys.executable))
+        file.chmod(0o755)
+        return file
+
+    def make(self, *given: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", "--silent", *given],
+            cwd=self.folder, env={"PATH": os.environ["PATH"], "HOME": "/home/nobody", **environment},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def arguments(self, *given: str, **environment: str) -> list[str]:
+        """What the interpreter was called with. Nothing else may have run."""
+        before = set(self.folder.iterdir())
+        made = self.make(*given, **({"PYTHON": str(self.python)} | environment))
+        assert made.returncode == 0, made.stderr
+        assert set(self.folder.iterdir()) == before
+        arguments: list[str] = json.loads(made.stdout)
+        return arguments
 
 
-@pytest.mark.parametrize("count", ["0", "two", "2x", ""])
-def test_a_number_of_gpus_that_is_none_is_named(count: str) -> None:
-    refused = dry_run("train", f"NGPU={count}")
-    assert refused.returncode == 2
-    assert f"NGPU={count}: expected a number of GPUs, 1 or more" in refused.stderr
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_any_text_arrives_as_it_is(shop: Shop, value: str) -> None:
+    expected = ["-m", "train", "finetune", "--data", value, "--root", value, "--loader", "auto"]
+    expected += ["--weights", value, "--out", value]
+    names = ("DATA", "ROOT", "WEIGHTS", "OUT")
+    given = [f"{name}={value}" for name in names]
+    assert shop.arguments("train", *given) == expected
+    assert shop.arguments("train", **dict.fromkeys(names, value)) == expected
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_any_text_arrives_at_the_other_programs(shop: Shop, value: str) -> None:
+    data = ["--data", value, "--root", value]
+    given = (f"DATA={value}", f"ROOT={value}", f"OUT={value}")
+    assert shop.arguments("bench", *given) == ["-m", "benchmarks", "loaders", *data, "--out", value]
+    assert shop.arguments("profile", *given) == [
+        *("-m", "benchmarks", "profile", "finetune"), *data, "--loader", "auto", "--out", value
+    ]  # fmt: skip
+    assert shop.arguments("gpu-check", *given) == ["-m", "benchmarks", "gpu-check", "--root", value, "--out", value]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_an_interpreter_may_have_any_name(shop: Shop, value: str) -> None:
+    if "/" in value:
+        shop.folder.joinpath(value).parent.mkdir()
+    python = f"./{value}"
+    shop.add_python(python)
+    assert shop.arguments("readme-tables", f"PYTHON={python}") == ["-m", "benchmarks", "readme-tables"]
+    assert shop.arguments("readme-tables", "ARGS=a 'b c'", PYTHON=python)[-2:] == ["a", "b c"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_is_quoted_in_args_is_one_word(shop: Shop, value: str) -> None:
+    assert shop.arguments("train", f"ARGS=--more {shlex.quote(value)}  last")[-3:] == ["--more", value, "last"]
+
+
+@pytest.mark.parametrize("target", ["train", "bench", "profile", "gpu-check", "readme-tables", "test"])
+def test_every_program_receives_the_words_of_args(shop: Shop, target: str) -> None:
+    assert shop.arguments(target, "ARGS=--more 'a b'")[-2:] == ["--more", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--lr 0.1; touch pwned", ["--lr", "0.1;", "touch", "pwned"]),
+        ("$(touch pwned) `touch pwned`", ["$(touch", "pwned)", "`touch", "pwned`"]),
+        ("$(shell touch pwned) $HOME", ["$(shell", "touch", "pwned)", "$HOME"]),
+        ("> pwned | tee pwned & ~ *", [">", "pwned", "|", "tee", "pwned", "&", "~", "*"]),
+        ("a\\ b\n--c=\"d 'e'\" f#g", ["a b", "--c=d 'e'", "f#g"]),
+    ],
+)
+def test_nothing_in_args_is_expanded_or_run(shop: Shop, words: str, expected: list[str]) -> None:
+    assert shop.arguments("test", f"ARGS={words}") == ["-m", "pytest", *expected]
+    assert shop.arguments("test", ARGS=words) == ["-m", "pytest", *expected]
+
+
+def test_args_with_an_open_quote_are_refused_in_one_sentence(shop: Shop) -> None:
+    made = shop.make("train", "ARGS=--out it's", PYTHON=str(shop.python))
+    assert made.returncode == 2
+    assert made.stderr.splitlines()[0] == "ARGS: its words are not quoted as in a shell: No closing quotation"
+
+
+@pytest.mark.parametrize("name", ["MODE", "LOADER"])
+@pytest.mark.parametrize("value", [*(value for value in HOSTILE if value != "-rf"), "", "a.b", "a b"])
+def test_what_is_no_name_is_refused_before_anything_runs(shop: Shop, name: str, value: str) -> None:
+    for target in ("train", "profile"):
+        for given, environment in (((f"{name}={value}",), {}), ((), {name: value})):
+            made = shop.make(target, *given, PYTHON=str(shop.python), **environment)
+            assert made.returncode == 2
+            assert f"{name}: expected a name of letters, digits, - and _" in made.stderr
+            assert not made.stdout
+    assert not (shop.folder / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "", "0", "08", "two", "2x", "-1", "1 2", "1.5"])
+def test_a_number_of_gpus_that_is_none_is_refused_before_anything_runs(shop: Shop, value: str) -> None:
+    for given, environment in (((f"NGPU={value}",), {}), ((), {"NGPU": value})):
+        made = shop.make("train", *given, PYTHON=str(shop.python), **environment)
+        assert made.returncode == 2
+        assert "NGPU: expected a number of GPUs, 1 or more" in made.stderr
+        assert not made.stdout
+    assert not (shop.folder / "pwned").exists()
+
+
+def test_a_name_of_another_programs_variable_does_not_concern_other_targets(shop: Shop) -> None:
+    assert shop.arguments("test", LOADER="/sbin/loader", MODE="", NGPU="all") == ["-m", "pytest"]
+
+
+def test_the_environment_counts_and_the_command_line_more(shop: Shop) -> None:
+    names = {"MODE": "feature", "LOADER": "my_loader-2", "NGPU": "12", "DATA": "photos", "ARGS": "--lr 1"}
+    expected = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=12", "-m", "train"]
+    expected += ["feature", "--data", "photos", "--root", "data", "--loader", "my_loader-2", "--weights", "imagenet"]
+    assert shop.arguments("train", **names) == [*expected, "--lr", "1"]
+    given = [f"{name}={value}" for name, value in names.items()]
+    assert shop.arguments("train", *given, **dict.fromkeys(names, "other")) == [*expected, "--lr", "1"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_help_shows_any_value_and_runs_none(shop: Shop, value: str) -> None:
+    made = shop.make(*(f"{name}={value}" for name in ("MODE", "DATA", "ROOT", "LOADER", "WEIGHTS", "NGPU", "OUT")))
+    assert made.returncode == 0
+    assert f"MODE={value} DATA={value} ROOT={value}" in made.stdout
+    assert not (shop.folder / "pwned").exists()
 
 
 def test_more_than_one_gpu_starts_torchrun() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,22 @@ def test_the_loaders_in_ones_own_loop(image_folder: Path, monkeypatch: pytest.Mo
     exec(code, names)
     assert names["images"].shape == (8, 3, 224, 224)  # type: ignore[attr-defined]
     assert len(names["loader"]) == len(open_data("photos", root=Path())[0]) // 8  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_runs")
+def test_training_from_python(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = image_folder.rename(image_folder.parent / "photos")
+    (photos / "val" / "oak" / "00.jpg").rename(photos.parent / "photo.jpg")
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setattr("train.prepare.load_weights", lambda *_: "imagenet")  # would be downloaded
+    (code,) = re.findall(r"```python\n(from train import fit\n.*?)```", README, re.DOTALL)
+    assert len(code.strip().splitlines()) == 5
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["result"].rows) == 3
+    assert capsys.readouterr().out.splitlines()[-1].startswith("{'")
 
 
 def test_a_run_without_a_gpu_says_of_its_loader_what_is_shown(image_folder: Path) -> None:

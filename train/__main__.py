@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 2 where something cannot be used, 130 after Ctrl-C, 128 + its number after another signal.
     """
     with startup():
-        from loaders.errors import InputError, name_options
+        from loaders.errors import InputError
+        from loaders.system.console import print_error
         from train.options import OPTION_NAMES, parse_options
         from train.stopping import InterruptedRunError
     try:
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             from train.run import run_in_process_group
         run_in_process_group(options)
     except InputError as error:
-        print(f"error: {name_options(str(error), OPTION_NAMES)}", file=sys.stderr)
+        print_error(error, OPTION_NAMES)
         return 2
     except InterruptedRunError as interrupted:
         return interrupted.exit_code

@@ -159,8 +159,8 @@ class Checkpoints:
         present = self._identity
         differing = [key for key in present if saved.get(key) != present[key]]
         if differing:
-            lines = "".join(f"\n  {key} was {saved.get(key)}, is {present[key]}" for key in differing)
-            raise InputError(f"--resume: {folder.path} was trained otherwise; give the options it had:{lines}")
+            lines = [f"  {key} was {saved.get(key)}, is {present[key]}" for key in differing]
+            raise InputError(f"--resume: {folder.path} was trained otherwise; give the options it had:", *lines)
 
     def _take_best(self) -> None:
         """Takes the model that was just validated as the best."""

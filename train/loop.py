@@ -171,7 +171,7 @@ class TrainingLoop:
             self.checkpoints.save()
         if self.checkpoints.folder is not None:
             outcome = interruption_message(self.checkpoints.folder, self.train_loader.name, saved=can_save)
-            self.reporter.say(f"\n{received.name}: {outcome}")
+            self.reporter.say("", f"{received.name}: {outcome}")
         raise InterruptedRunError(received)
 
     def _save_if_due(self, done: int, total: int) -> None:

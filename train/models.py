@@ -113,9 +113,9 @@ def _imagenet(architecture: Architecture) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
         raise WeightsUnavailableError(
-            f"the ImageNet weights are not in {file} and could not be downloaded ({error}).\n"
+            f"the ImageNet weights are not in {file} and could not be downloaded ({error}).",
             f"Fetch {weights.url} elsewhere and put it there, give another file with WEIGHTS=FILE, "
-            "or insist on random weights with WEIGHTS=none."
+            "or insist on random weights with WEIGHTS=none.",
         ) from error
     finally:
         socket.setdefaulttimeout(before)

@@ -223,7 +223,7 @@ def _build_model(options: Options, train: Source, reporter: Reporter) -> tuple[R
     except WeightsUnavailableError as error:
         if options.data != "sample":
             raise
-        reporter.warn(f"{error}\nThe embedded sample can be learnt without: going on from random weights.")
+        reporter.warn(*error.lines, "The embedded sample can be learnt without: going on from random weights.")
         return model, "random"
 
 

@@ -1,5 +1,8 @@
 """A run, from its options to its result."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +13,22 @@ from train.loop import TrainingLoop
 from train.options import Options
 from train.prepare import prepare
 from train.process_group import ProcessGroup, joined_process_group
+from train.run_state import EpochRow
 from train.session import Session
 from train.stopping import StopRequest
 from train.summary import result_message, summarize
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run comes to."""
+
+    summary: dict[str, Any]
+    """The content of `summary.json`."""
+    rows: Sequence[EpochRow]
+    """The lines of `metrics.jsonl`."""
+    folder: Path | None
+    """The run's folder; None on processes that write nothing."""
 
 
 def run_in_process_group(options: Options) -> dict[str, Any]:
@@ -22,14 +38,18 @@ def run_in_process_group(options: Options) -> dict[str, Any]:
 
 
 def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
-    """Trains according to the options and returns the content of `summary.json`.
+    """The same as `run_to_end`, printed by the main process; returns the content of `summary.json`."""
+    return run_to_end(options, process_group, Reporter(quiet=not process_group.is_main)).summary
+
+
+def run_to_end(options: Options, process_group: ProcessGroup, reporter: Reporter) -> FinishedRun:
+    """Trains according to the options.
 
     Raises:
         InputError: when something the user gave cannot be used.
         DivergedError: when the loss became no number; the best epoch before has been exported.
         InterruptedRunError: when a signal stopped the run; `last.pt` then holds its state.
     """
-    reporter = Reporter(quiet=not process_group.is_main)
     stop = StopRequest(options.max_minutes)
     with prepare(options, process_group, reporter, stop) as session:
         loop = TrainingLoop(
@@ -51,7 +71,8 @@ def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
                     session.checkpoints.save_best()
                     _conclude(session)  # the best epoch before is a result all the same
                 raise
-        return _conclude(session)
+        folder = session.checkpoints.folder
+        return FinishedRun(_conclude(session), session.state.rows, folder.path if folder is not None else None)
 
 
 def _conclude(session: Session) -> dict[str, Any]:
@@ -62,5 +83,5 @@ def _conclude(session: Session) -> dict[str, Any]:
         folder.save_model(best["model"])
         folder.write_json("summary.json", summary)
         folder.remove_previous()
-        session.reporter.say(result_message(summary, folder.path, len(session.train_loader.source.classes)))
+        session.reporter.say(*result_message(summary, folder.path, len(session.train_loader.source.classes)))
     return summary

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes Ctrl-C and SIGTERM, which schedulers send before they kill, as requests within the block."""
+        """Takes Ctrl-C and SIGTERM, which schedulers send before they kill, as requests within the block.
+
+        Only the main thread may: in another one, a program that trains beside other work, signals stay what they were.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

@@ -103,7 +103,7 @@ def print_session(session: Session, choice: Choice, *, weights: str, out: Path) 
             f"{with_crop_margin(recipe.size)} keeps them sharp"
         )
     if bad := [*train.bad_images, *val.bad_images]:
-        reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}):{listed(bad)}")
+        reporter.warn(f"left out, as Pillow cannot decode them ({len(bad)}):", *listed(bad))
     if options.mode == "feature" and weights == "random":
         reporter.warn("the features of a random backbone tell little: MODE=finetune trains that too")
 
@@ -136,13 +136,15 @@ def interruption_message(folder: RunFolder, loader: str, *, saved: bool) -> str:
     return message
 
 
-def result_message(summary: dict[str, Any], folder: Path, classes: int) -> str:
-    """The result of a finished run, and how to use its model."""
-    return (
-        f"\ntop-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images "
+def result_message(summary: dict[str, Any], folder: Path, classes: int) -> list[str]:
+    """The lines that state the result of a finished run, and how to use its model."""
+    return [
+        "",
+        f"top-1 {summary['val_top1']:.2%} on {summary['val_seen']:,} validation images "
         f"(chance {100 / classes:.2g}%), epoch {summary['best_epoch']} of {summary['epochs']}, "
-        f"in {summary['seconds']:.0f} s\n"
-        f"{folder} holds the weights (model.safetensors), curves.png and all figures. To use it:\n"
-        f'    from train import load_classifier\n    classify = load_classifier("{folder}")\n'
-        '    classify("photo.jpg")  # {label: probability}'
-    )
+        f"in {summary['seconds']:.0f} s",
+        f"{folder} holds the weights (model.safetensors), curves.png and all figures. To use it:",
+        "    from train import load_classifier",
+        f'    classify = load_classifier("{folder}")',
+        '    classify("photo.jpg")  # {label: probability}',
+    ]

@@ -25,6 +25,7 @@ from benchmarks.harness.options import describe_options
 from benchmarks.harness.result_json import environment_from_json, read_json, to_json, write_record
 from benchmarks.report.writer import print_json
 from loaders import InputError
+from loaders.system.console import open_console, print_lines
 from loaders.system.files import write_whole
 from train.environment import describe_environment
 
@@ -55,6 +56,7 @@ def run_gpu_check(options: GpuCheckOptions) -> int:
     ended = {part.name: part for part in earlier_parts(folder, check)}
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     planned = programs(options, folder)
+    console = open_console()
     for program in planned:
         if program.name not in ended or ended[program.name].state != DONE:
             left = None if deadline is None else deadline - time.monotonic()
@@ -67,11 +69,12 @@ def run_gpu_check(options: GpuCheckOptions) -> int:
         check = replace(check, table=tuple(line._asdict() for line in table))
         write_record(check, folder / CHECK)
         write_whole(folder / TABLE, partial(Path.write_text, data=markdown(table)))
-        print(f"{program.name}: {ended[program.name].state}, {ended[program.name].seconds:.0f} s")
+        print_lines(console, f"{program.name}: {ended[program.name].state}, {ended[program.name].seconds:.0f} s")
         for what, figure, note in lines[program.name]:
-            print(f"    {what}: {figure}  ({note})", flush=True)
-    print(f"\n{(folder / TABLE).read_text()}")
-    print(f"to bring home: {archive(folder)} (without checkpoints; all of it: {folder})")
+            print_lines(console, f"    {what}: {figure}  ({note})")
+    lines_written = (folder / TABLE).read_text().split("\n")
+    print_lines(console, "", *lines_written)
+    print_lines(console, f"to bring home: {archive(folder)} (without checkpoints; all of it: {folder})")
     print_json(check)
     return 1 if any(part.state == "failed" for part in check.parts) else 0
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness.result import Result, Row
 from benchmarks.report.columns import PASS_MARK, attained, by_group, number, percent, range_of, rate_of, rated
+from loaders.errors import printable
 
 _COLOR, _NOISY_COLOR = "#2a6fb0", "#9db7cf"
 
@@ -48,7 +49,8 @@ def draw_saturation(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _finish(axes: Axes, rows: Sequence[Row], title: str) -> None:
-    axes.set_yticks(range(len(rows)), [f"{row.name} (noisy)" if row.noisy else row.name for row in rows])
+    names = [printable(f"{row.name} (noisy)" if row.noisy else row.name) for row in rows]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)  # a "$" in a name begins no formula
     axes.tick_params(axis="y", length=0, labelsize=8)
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_title(printable(title), parse_math=False, fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,14 +1,15 @@
 """`compare`: two results of the same theme, row by row."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.harness.result import Environment, Result, Row
 from benchmarks.harness.result_json import read_result
 from benchmarks.report.columns import number, range_of, rate_of
 from benchmarks.report.options import CompareOptions
-from loaders.errors import InputError
+from loaders.errors import InputError, printable
+from loaders.system.console import open_console, print_lines
 
 _FEWEST = 3
 """Windows of each result that suffice: of two by two that are alike, one row in six has all of the new ones below."""
@@ -107,31 +108,34 @@ def run_compare(options: CompareOptions) -> int:
     """
     old, new = read_result(options.old), read_result(options.new)
     changes = compare(old, new)
-    _print_changes(changes)
+    console = open_console()
+    print_lines(console, *_lines(changes))
     missing = unmatched(old, new)
     for name in missing:
-        print(f"not in the new one: {name}")
+        print_lines(console, f"not in the new one: {name}")
     other = differences(old, new)
     for difference in [*other, *other_versions(old, new)]:
-        print(f"differs: {difference}")
+        print_lines(console, f"differs: {difference}")
     if options.fail_below is None:
         return 0
     if other:
         raise InputError(f"--fail-below: these were measured otherwise, and are not to be judged: {'; '.join(other)}")
     failed = slower(changes, options.fail_below)
     for change in failed:
-        print(f"slower than {options.fail_below:g} × what it was: {change.name} ({change.ratio:.2f} ×)")
+        print_lines(console, f"slower than {options.fail_below:g} × what it was: {change.name} ({change.ratio:.2f} ×)")
     unknown = missing + [change.name for change in changes if not change.enough]
     for name in unknown:
-        print(f"cannot be judged: {name}")
+        print_lines(console, f"cannot be judged: {name}")
     return 1 if failed or unknown else 0
 
 
-def _print_changes(changes: Sequence[Change]) -> None:
-    widest = max(len(change.name) for change in changes)
-    for change in changes:
+def _lines(changes: Sequence[Change]) -> Iterator[str]:
+    """A line for each row."""
+    names = [printable(change.name) for change in changes]
+    widest = max(map(len, names))
+    for name, change in zip(names, changes, strict=True):
         doubt = "" if change.apart else "  within the spread"
         if not change.enough:
             doubt = f"  fewer than {_FEWEST} windows, which are too few to tell"
         figures = f"{number(change.old):>10} → {number(change.new):>10} images/s  {change.ratio:5.2f} ×"
-        print(f"{change.name:{widest}}  {figures}{doubt}  ({change.group})")
+        yield f"{name:{widest}}  {figures}{doubt}  ({change.group})"

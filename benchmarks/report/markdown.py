@@ -18,6 +18,7 @@ from benchmarks.report.columns import by_group, cell, shown, tenths
 from benchmarks.report.options import TablesOptions
 from benchmarks.suites.rows import PARTS, compare_with_ordinary
 from loaders.errors import InputError
+from loaders.system.console import open_console, print_lines
 
 _TABLE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LOADERS = ("images_per_second", "low", "high", "times_baseline", "times_tuned", "cores_per_gpu", "startup_seconds")
@@ -28,12 +29,14 @@ _SATURATION = ("images_per_second", "saturation", "prep_stall", "fetch_stall", "
 
 def run_tables(options: TablesOptions) -> int:
     """Rewrites the pages whose tables differ from their results."""
+    console = open_console()
     for page in pages(options.root):
         text = page.read_text()
         fresh = with_tables(text, options.root)
         if fresh != text:
             page.write_text(fresh)
-        print(f"{page}: {'changed' if fresh != text else 'as it should be'}, {len(_TABLE.findall(text))} tables")
+        state = "changed" if fresh != text else "as it should be"
+        print_lines(console, f"{page}: {state}, {len(_TABLE.findall(text))} tables")
     return 0
 
 

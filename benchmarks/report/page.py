@@ -5,7 +5,7 @@ preference, light or dark.
 """
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_markup
 from typing import Any
 
 from benchmarks.harness.rates import NOISY
@@ -23,6 +23,7 @@ from benchmarks.report.columns import (
     rated,
     shown,
 )
+from loaders.errors import printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fff; --line: #dfe4ea; --bar: #2a6fb0;
@@ -84,6 +85,11 @@ def page(result: Result) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Any text as text of the page, or as an attribute's value; control characters as escapes that people can read."""
+    return escape_markup(printable(text))
 
 
 def _title(result: Result) -> str:
@@ -251,16 +257,18 @@ def _environment(result: Result) -> str:
         },
     }
     return "<h2>How it was measured</h2>" + "".join(
-        f"<details><summary>{escape(name)}</summary><pre>{escape(_lines(section))}</pre></details>"
+        f"<details><summary>{escape(name)}</summary><pre>{_lines(section)}</pre></details>"
         for name, section in sections.items()
     )
 
 
 def _lines(content: Any, indent: str = "") -> str:
-    """Nested names and values, a line each."""
+    """Nested names and values, a line each, as text of the page."""
     if not isinstance(content, dict):
-        return f"{indent}{content}"
+        return escape(f"{indent}{content}")
     return "\n".join(
-        f"{indent}{name}:\n{_lines(value, indent + '  ')}" if isinstance(value, dict) else f"{indent}{name}: {value}"
+        escape(f"{indent}{name}:") + "\n" + _lines(value, indent + "  ")
+        if isinstance(value, dict)
+        else escape(f"{indent}{name}: {value}")
         for name, value in content.items()
     )

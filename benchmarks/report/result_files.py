@@ -10,6 +10,7 @@ from benchmarks.report.draw import draw
 from benchmarks.report.options import KeepOptions, RedrawOptions
 from benchmarks.report.page import checkout
 from loaders.errors import InputError
+from loaders.system.console import open_console, print_lines
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -23,7 +24,7 @@ def run_redraw(options: RedrawOptions) -> int:
     if not all("images_per_second" in row.keys for row in result.rows):
         raise InputError(f"{options.result}: a row has no rate to draw")
     draw(result, folder)
-    print(folder)
+    print_lines(open_console(), str(folder))
     return 0
 
 
@@ -34,7 +35,7 @@ def run_keep(options: KeepOptions) -> int:
     if file.exists():
         raise InputError(f"{file} is there already")
     file.write_text(as_text(result, indent=1) + "\n")
-    print(file)
+    print_lines(open_console(), str(file))
     return 0
 
 

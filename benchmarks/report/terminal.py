@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from benchmarks.harness.result import Result, Row
 from benchmarks.report.columns import by_group, cell, shown
 from benchmarks.report.draw import REPORT
+from loaders.errors import printable
 
 
-def table(rows: Sequence[Row], width: int | None = None) -> str:
+def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """A line per row, a block per group, fastest last; only columns in which there is anything.
 
     Args:
@@ -15,7 +16,8 @@ def table(rows: Sequence[Row], width: int | None = None) -> str:
             report has them.
     """
     columns = shown(rows)
-    widest = max(len(row.name) for row in rows)
+    names = {id(row): printable(row.name) for row in rows}
+    widest = max(map(len, names.values()))
     cells = {id(row): [cell(row, column) for column in columns] for row in rows}
     widths = [
         max(len(column.title), *(len(line[place]) for line in cells.values())) for place, column in enumerate(columns)
@@ -28,10 +30,10 @@ def table(rows: Sequence[Row], width: int | None = None) -> str:
         lines += ["", group]
         for row in members:
             figures = "  ".join(f"{text:>{wide}}" for text, wide in zip(cells[id(row)], widths, strict=False))
-            lines.append(f"{row.name:{widest}}  {figures}{'  noisy' if row.noisy else ''}")
+            lines.append(f"{names[id(row)]:{widest}}  {figures}{'  noisy' if row.noisy else ''}")
     if left_out:
         lines += ["", f"{REPORT} has {', '.join(column.title for column in left_out)}, too"]
-    return "\n".join(lines)
+    return lines
 
 
 def _fitting(widths: Sequence[int], room: int) -> int:

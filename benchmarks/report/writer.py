@@ -10,6 +10,7 @@ from benchmarks.harness.result import Record, Result
 from benchmarks.harness.result_json import BENCH, as_text, write_record
 from benchmarks.report.draw import CHART, REPORT, draw
 from benchmarks.report.terminal import sentences, table
+from loaders.system.console import open_console, print_lines
 
 
 class ResultWriter:
@@ -31,9 +32,8 @@ class ResultWriter:
         if self.result is None:
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(table(self.result.rows, width))
-        print("", *sentences(self.result), sep="\n")
-        print(f"\n{self.folder}: {BENCH}, {REPORT}, {CHART}")
+        lines = [*table(self.result.rows, width), "", *sentences(self.result), ""]
+        print_lines(open_console(), *lines, f"{self.folder}: {BENCH}, {REPORT}, {CHART}")
         print_json(self.result)
 
 

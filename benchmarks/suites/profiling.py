@@ -81,7 +81,7 @@ def bench_profile(options: ProfileOptions, reporter: Reporter, write: WriteResul
         if process_group.is_main:
             write(result)
             reporter.say(f"trace: {result.trace or 'none'} (open it at https://ui.perfetto.dev)")
-            reporter.say(f"Nsight Systems: {result.nsys}\n")
+            reporter.say(f"Nsight Systems: {result.nsys}", "")
 
 
 @dataclass

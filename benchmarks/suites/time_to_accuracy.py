@@ -55,7 +55,7 @@ def bench_time_to_accuracy(options: AccuracyOptions, reporter: Reporter, write: 
     require_loaders(options, reporter)
     done: list[FinishedRun] = []
     for loader, train in planned:
-        reporter.say(f"\n{train.mode}, LOADER={loader}, seed {train.seed}")
+        reporter.say("", f"{train.mode}, LOADER={loader}, seed {train.seed}")
         with _nothing_compiled():
             summary = summary_from_json(run(train, ProcessGroup()))
         done.append(FinishedRun(train.mode, loader, train.seed, summary))

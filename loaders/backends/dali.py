@@ -33,7 +33,7 @@ from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch
 from loaders.backends.threads import ThreadedExecutor, tasks_of
 from loaders.backends.torchvision import ImageReader, load_box
 from loaders.config import LoaderConfig
-from loaders.errors import InputError
+from loaders.errors import InputError, printable
 from loaders.ops.finish import finish
 from loaders.ops.transfer import sent
 from loaders.sampling.plan import Plan, RandomResizedCrop
@@ -178,7 +178,7 @@ class DaliExecutor:
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"DALI failed on a batch, which another decoder takes over: {_reason(error)}",
+                f"DALI failed on a batch, which another decoder takes over: {printable(_reason(error))}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -43,9 +43,9 @@ def open_cifar10(root: Path) -> tuple[Source, Source]:
         splits = [CIFAR10(root, train=train, download=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"CIFAR-10 is not under {root} and could not be downloaded ({error}).\n"
+            f"CIFAR-10 is not under {root} and could not be downloaded ({error}).",
             f"Fetch {CIFAR10.url} elsewhere and unpack it there, so that {root / CIFAR10.base_folder} exists; "
-            f"the binary version ({root / BINARY_FOLDER}) will do as well. `root` names another folder."
+            f"the binary version ({root / BINARY_FOLDER}) will do as well. `root` names another folder.",
         ) from error
     train, val = (_source(split.data, np.asarray(split.targets, np.int64)) for split in splits)
     return train, val

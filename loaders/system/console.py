@@ -1,8 +1,11 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+"""Text for people: lines, errors, and progress as a bar on a terminal, as plain lines elsewhere.
+
+Whatever a program prints for people goes through here, where control characters are escaped: see `print_lines`.
+"""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Protocol
@@ -10,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from loaders.errors import InputError, name_options, printable
 from loaders.system.format import ProgressRate
 
 
@@ -22,16 +26,40 @@ class ProgressCallback(Protocol):
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-def open_console(*, quiet: bool = False) -> Console:
-    """A console on standard output that accepts any file name: what its encoding cannot express is escaped."""
+def open_console(*, quiet: bool = False, plain: bool = False) -> Console:
+    """A console on standard output that accepts any file name: what its encoding cannot express is escaped.
+
+    Args:
+        quiet: prints nothing.
+        plain: prints text only, without bars or colors, on a terminal too.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+    return Console(
+        quiet=quiet,
+        force_terminal=False if plain else None,
+        force_jupyter=False,  # text there, too: HTML would be shown by the cell that runs at the time
+        highlight=False,
+        emoji=False,  # ":bug:" may be the name of a class
+        soft_wrap=True,
+    )
+
+
+def print_lines(console: Console, *lines: str, style: str | None = None) -> None:
+    """Prints lines. Control characters in a line, newlines among them, are escaped: see `loaders.errors.printable`."""
+    console.print("\n".join(map(printable, lines)), style=style, markup=False)
+
+
+def print_error(error: InputError, options: Mapping[str, str]) -> None:
+    """Prints an error on standard error, with the fields that it names as `options` has them: see `name_options`."""
+    lines = [printable(name_options(line, options)) for line in error.lines]
+    print("error:", "\n".join(lines), file=sys.stderr)
 
 
 @contextmanager
 def shown_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
     """Yields a callback that shows progress on `console`. Nothing is shown before its first call."""
+    title = printable(title)
     if console.is_terminal:
         with _bar(console, title) as show:
             yield show
@@ -60,7 +88,8 @@ def _bar(console: Console, title: str) -> Iterator[ProgressCallback]:
 
         def show(done: int, total: int, remark: str = "") -> None:
             if not tasks:
-                tasks.append(bar.add_task(title, total=total, remark=remark))
+                tasks.append(bar.add_task(title, total=total, remark=""))
+            remark = printable(remark)
             bar.update(tasks[0], completed=done, total=total, remark=remark)
 
         yield show
@@ -74,6 +103,6 @@ def _lines(console: Console, title: str) -> ProgressCallback:
         nonlocal last
         if done < total and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{title}  {done}/{total}  {remark}".rstrip(), markup=False)
+            print_lines(console, f"{title}  {done}/{total}  {remark}".rstrip())
 
     return show

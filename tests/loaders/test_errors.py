@@ -2,7 +2,7 @@
 
 import pytest
 
-from loaders.errors import BadImage, BadImageError, cause, listed, name_options, named
+from loaders.errors import BadImage, BadImageError, InputError, cause, listed, name_options, named, printable
 
 OPTIONS = {"batch_size": "--batch-size", "on_bad_image": "--on-bad-image", "data": "DATA", "loader": "LOADER"}
 
@@ -50,11 +50,11 @@ def test_the_cause_is_what_the_error_says_without_the_files_name(error: Exceptio
     ],
 )
 def test_a_message_names_the_first_hundred_and_counts_the_rest(total: int, last_line: str, last_name: str) -> None:
-    lines = listed([BadImage(f"{number}.jpg", "truncated") for number in range(total)]).split("\n")
+    lines = listed([BadImage(f"{number}.jpg", "truncated") for number in range(total)])
     names = named(str(number) for number in range(total)).split(", ")
-    assert lines[:101] == ["", *(f"  {number}.jpg: truncated" for number in range(100))]
+    assert lines[:100] == [f"  {number}.jpg: truncated" for number in range(100)]
     assert names[:100] == [str(number) for number in range(100)]
-    assert (len(lines), len(names)) == (min(total, 101) + 1, min(total, 101))
+    assert (len(lines), len(names)) == (min(total, 101), min(total, 101))
     assert (lines[-1], names[-1]) == (last_line, last_name)
 
 
@@ -65,3 +65,24 @@ def test_the_error_of_bad_images_names_them_and_the_remedy() -> None:
         "2 of 34 images cannot be decoded:\n  a.jpg: truncated\n  b.jpg: it is no regular file\nRepair or remove them."
     )
     assert error.bad == bad
+
+
+def test_an_error_without_lines_says_nothing() -> None:
+    assert (InputError().lines, str(InputError())) == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\x1b]0;pwned\x07.jpg", "a\\x1b]0;pwned\\x07.jpg"),
+        ("b\nerror: forged", "b\\nerror: forged"),
+        ("\r\t\x00\x7f", "\\r\\t\\x00\\x7f"),
+        ("c\u202egpj.exe", "c\\u202egpj.exe"),
+        ("\u2066\u2069\u200f\u061c\u2028", "\\u2066\\u2069\\u200f\\u061c\\u2028"),
+        ("\x85\x9b31m", "\\x85\\x9b31m"),
+        ("caf\udce9", "caf\\udce9"),
+        ("Bäume, 木, 🌲, \\x1b", "Bäume, 木, 🌲, \\x1b"),
+    ],
+)
+def test_what_a_terminal_would_carry_out_is_escaped(text: str, expected: str) -> None:
+    assert printable(text) == expected
