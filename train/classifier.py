@@ -13,7 +13,9 @@ from torchvision import transforms
 from torchvision.models import ResNet
 
 from loaders import InputError
-from loaders.sources.pillow import as_rgb, require_shape
+from loaders.sources.guarded import most_bytes, read_file
+from loaders.sources.index import MAX_PIXELS
+from loaders.sources.pillow import as_rgb, open_image, require_shape
 from train.models import build_model
 from train.run_folder import CONFIG, WEIGHTS
 
@@ -33,10 +35,11 @@ class Classifier:
         """The probability of each label, the most likely first.
 
         Raises:
-            ValueError: when the image is far longer than wide.
+            OSError: when a file cannot be read, or is of none of the formats that are opened.
+            ValueError: when the image is far longer than wide, or a file is too long or no regular file.
         """
         if not isinstance(image, Image.Image):
-            with Image.open(image) as opened:
+            with open_image(read_file(str(image), at_most=most_bytes(MAX_PIXELS))) as opened:
                 return self(opened)
         require_shape(image)
         device = next(self.model.parameters()).device

@@ -36,6 +36,7 @@ from benchmarks.suites.candidates import (
 from benchmarks.suites.rows import CACHED, UINT8
 from loaders import Source, available_loaders
 from loaders.ops.decode import load_pixels
+from loaders.sources.pillow import open_image
 from loaders.system.machine import cache_folder
 
 # --- torchvision -----------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class TorchvisionDataset(Dataset[tuple[Tensor, int]]):
                 warnings.simplefilter("ignore")  # from 0.29 on it warns that it moves to another library
                 decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB)
                 return decoded
-        with Image.open(images.describe(index)) as image:
+        with open_image(images.encoded.read(index)) as image:
             pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
             return pixels
 

@@ -21,6 +21,7 @@ from loaders.errors import InputError
 from loaders.sampling.plan import PaddedRandomCrop, PlanSpec, RandomResizedCrop, ResizeCenterCrop
 from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
+from loaders.sources.pillow import open_image
 
 
 class BaselineExecutor:
@@ -80,7 +81,10 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
         decoded = self.source.images.decoded
         if decoded is not None:
             return Image.fromarray(decoded.pixels_of(index))
-        with Image.open(self.source.images.describe(index)) as image:
+        files = self.source.images.encoded
+        assert files is not None
+        height, width = self.source.sizes[index].tolist()
+        with open_image(files.read(index), (height, width)) as image:
             return image.convert("RGB")
 
 

@@ -129,8 +129,8 @@ class FFCVExecutor:
         if index in source.bad:
             return None
         try:
-            pixels = load_pixels(source.images, index, size=tuple(source.stored_sizes[index].tolist()))
             encoded = files.read(index) if files is not None and files.formats[index] == "JPEG" else None
+            pixels = load_pixels(source.images, index, size=tuple(source.stored_sizes[index].tolist()), data=encoded)
         except (OSError, ValueError) as error:
             return cause(error)
         height, width = pixels.shape[:2]

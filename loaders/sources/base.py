@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from loaders.errors import BadImage
 from loaders.sampling.splits import seeded_subset
+from loaders.sources.guarded import read_file
 
 ReportUnreadable: TypeAlias = Callable[[int, str], None]
 """Called with the id of a sample that became unreadable after it was indexed, and the reason. Raises where that ends
@@ -109,6 +110,8 @@ class ImageFiles:
     """`[N]`, the EXIF tag, 1 to 8; 1 is upright."""
     changed: NDArray[np.int64]
     """`[N]`, times of change in nanoseconds, when indexed."""
+    lengths: NDArray[np.int64]
+    """`[N]`, bytes of each file when indexed; -1 where there was none."""
 
     array: ClassVar[None] = None
     decoded: ClassVar[None] = None
@@ -120,7 +123,13 @@ class ImageFiles:
 
     def select(self, ids: NDArray[np.int64]) -> "ImageFiles":
         return ImageFiles(
-            self.root, self.paths[ids], self.formats[ids], self.modes[ids], self.orientations[ids], self.changed[ids]
+            self.root,
+            self.paths[ids],
+            self.formats[ids],
+            self.modes[ids],
+            self.orientations[ids],
+            self.changed[ids],
+            self.lengths[ids],
         )
 
     def describe(self, index: int) -> str:
@@ -130,9 +139,8 @@ class ImageFiles:
         return [self.root / path for path in dict.fromkeys(self.paths.tolist())]
 
     def read(self, index: int) -> bytes:
-        """The file's bytes; OSError where it cannot be read."""
-        with open(f"{self.root}/{self.paths[index]}", "rb") as file:
-            return file.read()
+        """The file's bytes; OSError or ValueError where it cannot be read, or is not of the length that was indexed."""
+        return read_file(f"{self.root}/{self.paths[index]}", length=int(self.lengths[index]))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from loaders.errors import cause
 from loaders.sources.base import ImageFiles, Source, digest
-from loaders.sources.pillow import as_rgb, orientation, require_shape
+from loaders.sources.guarded import most_bytes, read_file
+from loaders.sources.pillow import FORMATS_FOUND, NOT_ENOUGH_MEMORY, as_rgb, open_image, orientation, require_shape
 from loaders.system.files import replacing
 from loaders.system.machine import cache_folder, usable_cores
 
@@ -71,9 +71,7 @@ class Index:
 def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
     """Decodes a whole image, unless it has more than `max_pixels`. Any error becomes the reason of the verdict."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")  # reading a named pipe would block forever
-        with Image.open(path) as image:
+        with open_image(read_file(str(path), at_most=most_bytes(max_pixels))) as image:
             format, mode, (width, height) = image.format or "", image.mode, image.size
             if width * height > max_pixels:
                 raise ValueError(f"its {width:,} × {height:,} pixels are more than {max_pixels:,} (`max_pixels`)")
@@ -83,6 +81,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> Verdict:
             image.load()
             exif_orientation = orientation(image)
             width, height = image.size
+    except MemoryError:
+        return Verdict(0, 0, "", "", 1, NOT_ENOUGH_MEMORY)
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         return Verdict(0, 0, "", "", 1, str(error).replace(str(path), path.name) or type(error).__name__)
     if exif_orientation >= 5:
@@ -122,7 +122,7 @@ def index_files(
     """
     cache_file = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
     keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
-    known = _load(cache_file)
+    known = _without_refused(_load(cache_file), most_bytes(max_pixels))
     new = {key: root / path for key, path in zip(keys, paths, strict=True) if key not in known}
 
     def save() -> str | None:
@@ -212,6 +212,18 @@ def _entries_to_cache(
     return entries
 
 
+def _without_refused(verdicts: dict[str, Verdict], at_most: int) -> dict[str, Verdict]:
+    """Leaves out files of formats that are not opened and files of more than `at_most` bytes, to be examined again.
+
+    Earlier versions called them good.
+    """
+    return {
+        key: verdict
+        for key, verdict in verdicts.items()
+        if verdict.format in FORMATS_FOUND and int(key.rsplit("\0", 2)[1]) <= at_most
+    }
+
+
 def _load(cache_file: Path) -> dict[str, Verdict]:
     """The cached verdicts by path, size and modification time; none where the file is missing or damaged."""
     try:
@@ -279,6 +291,7 @@ def indexed_source(
             index.modes,
             index.orientations,
             np.array([changed for _, changed in stats], np.int64),
+            np.array([size for size, _ in stats], np.int64),
         ),
         digest("\n".join(content).encode("utf-8", "surrogateescape")),
         index.bad,

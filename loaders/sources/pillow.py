@@ -1,8 +1,23 @@
 """Image files as Pillow reads them, which is the reference for every decoder."""
 
+from importlib.util import find_spec
+from io import BytesIO
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+_AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") is not None else ()  # from Pillow 11.3 on
+
+FORMATS = ("JPEG", "PNG", "WEBP", *_AVIF, "BMP", "TIFF", "GIF", "PPM")
+"""The formats that are opened, by Pillow's names. Left to itself, Pillow goes by the content and knows over forty: for
+EPS it runs Ghostscript on the file, whatever its name is."""
+
+FORMATS_FOUND = (*FORMATS, "MPO")
+"""The formats that an opened image may be of: Pillow opens an MPO, several JPEGs in one file, as a JPEG."""
+
+NOT_ENOUGH_MEMORY = "there is not enough memory to decode it"
+"""The reason of an image whose decoding raises a MemoryError."""
 
 MOST_OBLONG = 100
 """The largest allowed ratio of an image's longer side to its shorter one.
@@ -10,6 +25,33 @@ MOST_OBLONG = 100
 Evaluation resizes whole images by their shorter side. An image of 1 × 65,535 pixels, which a small PNG file can hold,
 would take 13 GB at 256 pixels.
 """
+
+
+def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+    """Opens the bytes of an image file without decoding its pixels.
+
+    Every file that this project opens by Pillow is opened here.
+
+    Args:
+        data: all bytes of the file.
+        size: the height and width that it must have, or width and height.
+
+    Raises:
+        OSError: when the content is of none of the `FORMATS`; damaged files may raise nearly any other error.
+        ValueError: when it is not of `size`.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from error
+    if size is not None and sorted(image.size) != sorted(size):
+        raise other_size(image.height, image.width, size)
+    return image
+
+
+def other_size(height: int, width: int, size: tuple[int, int]) -> ValueError:
+    """The error of an image that is not of the height and width `size`."""
+    return ValueError(f"its {height} × {width} pixels are not {size[0]} × {size[1]}")
 
 
 def require_shape(image: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """A trained model put to use."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,14 @@ def test_an_image_far_longer_than_wide_is_refused_before_it_is_resized(tmp_path:
     model: Any = nn.Identity()
     with pytest.raises(ValueError, match=r"1 × 65,535 pixels one side is over 100 times"):
         Classifier(model, transforms.Resize(256), ())(tmp_path / "hair.png")
+
+
+def test_only_regular_files_of_the_formats_that_are_opened_are_classified(tmp_path: Path) -> None:
+    model: Any = nn.Identity()
+    classify = Classifier(model, transforms.ToTensor(), ())
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        classify(tmp_path / "pipe.jpg")
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        classify(tmp_path / "eps.jpg")

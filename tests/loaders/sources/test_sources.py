@@ -344,15 +344,15 @@ def test_added_and_removed_files_are_noticed(image_folder: Path) -> None:
 def test_a_bad_verdict_is_reached_anew_as_permissions_may_have_changed(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, examined: list[str]
 ) -> None:
-    def refuse(path: Path) -> Image.Image:  # what permissions do to anybody but root
-        if path.name == "03.jpg":
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path)
+    def refuse(path: str, **options: int) -> bytes:  # what permissions do to anybody but root
+        if path.endswith("03.jpg"):
+            raise PermissionError(13, "Permission denied", path)
+        return read(path, **options)
 
-    opened = index.Image.open
-    monkeypatch.setattr(index.Image, "open", refuse)
+    read = index.read_file
+    monkeypatch.setattr(index, "read_file", refuse)
     assert [len(source.bad) for source in open_both(image_folder)] == [2, 2]
-    monkeypatch.setattr(index.Image, "open", opened)
+    monkeypatch.setattr(index, "read_file", read)
     examined.clear()
     assert [len(source.bad) for source in open_both(image_folder)] == [0, 0]
     assert examined == ["03.jpg"] * 4
@@ -617,14 +617,14 @@ def test_a_named_pipe_is_bad_and_waits_for_nobody(tmp_path: Path) -> None:
 
 def test_a_file_that_must_not_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = put(of_two_classes(tmp_path, "z.png"))
-    opened = index.Image.open
+    read = index.read_file
 
-    def refuse(path: Path) -> Image.Image:  # what permissions do to anybody but root
-        if path == closed:
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path)
+    def refuse(path: str, **options: int) -> bytes:  # what permissions do to anybody but root
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return read(path, **options)
 
-    monkeypatch.setattr(index.Image, "open", refuse)
+    monkeypatch.setattr(index, "read_file", refuse)
     assert [r for source in open_both(tmp_path) for r in source.bad.values()] == [
         "[Errno 13] Permission denied: 'z.png'"
     ]
