@@ -23,6 +23,7 @@ from loaders.sampling.planner import Planner
 from loaders.sources.base import Source
 from loaders.sources.index import Progress
 from loaders.system.instrument import stage
+from loaders.system.shapes import has_shape
 
 NO_LABEL = -100
 """The label of padding in an evaluation's last batch: `cross_entropy` ignores it, and no prediction equals it."""
@@ -175,13 +176,14 @@ class Loader:
         if differing := [key for key in mine if state.get(key) != mine[key]]:
             differences = "; ".join(f"{key} was {state.get(key)}, is {mine[key]}" for key in differing)
             raise InputError(f"this state belongs to another run: {differences}")
-        if not self.resumes_inside_epochs and 0 < state["delivered"] < len(self.ids):
+        epoch, delivered = state.get("epoch", -1), state.get("delivered", -1)
+        if not self.resumes_inside_epochs and has_shape(delivered, range(1, len(self.ids))):
             raise InputError(
-                f'`loader="{self.name}"` cannot go on inside an epoch (after {state["delivered"]} of {len(self.ids)} '
+                f'`loader="{self.name}"` cannot go on inside an epoch (after {delivered} of {len(self.ids)} '
                 "samples): its order is recorded nowhere. Begin anew."
             )
         self.close()
-        self.cursor.seek(state["epoch"], state["delivered"])
+        self.cursor.seek(epoch, delivered)
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a state to mean the same samples and plans here."""

@@ -3,9 +3,14 @@
 import math
 import time
 from dataclasses import asdict, fields
+from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from loaders import InputError
+from loaders.system.shapes import Either, Shape
 from train.batches import BatchLoader
 from train.divergence import NotFiniteError, require_finite
 from train.learner import Learner, Metrics
@@ -16,6 +21,24 @@ from train.run_state import RunState
 
 _SECONDS_BETWEEN_SAVES = 5.0  # an epoch on cached features may take less time than saving it
 _SECONDS_BETWEEN_SAVES_INSIDE_EPOCHS = 600.0  # what a kill may cost where an epoch takes hours
+
+
+# Spelled out, not taken from `EpochRow`: what later versions add is not in files written before.
+_ROW: Shape = {
+    **dict.fromkeys(("epoch", "train_loss", "train_top1", "seconds", "images_per_second", "data_wait"), Real),
+    **dict.fromkeys(("learning_rate", "val_loss", "val_top1", "val_seen"), Real),
+}
+_BEST: Shape = {"model": {str: Tensor}, "epoch": int, "val_top1": float, "before": Either(None, dict)}
+_CHECKPOINT: Shape = {
+    "learner": {"model": {str: Tensor}, "optimizer": dict, "scheduler": {"last_epoch": int}, "scaler": dict},
+    "loader": dict,
+    "tally": {"loss_sum": Real, "correct": int, "seen": int},
+    "rows": [_ROW],
+    "best": Either(None, _BEST),
+    "seconds": float,
+    "identity": dict,
+}
+"""What `last.pt` must hold for a run to go on: what the first versions wrote."""
 
 
 class Checkpoints:
@@ -108,14 +131,22 @@ class Checkpoints:
             InputError: when the checkpoint is damaged, or belongs to a run with other options, which are named.
         """
         content, notes = self._load(folder)
-        self._require_same_run(folder, content.get("identity", {}))
         state = self._state
-        self._train_loader.load_state_dict(content["loader"])
-        self._learner.load_state_dict(content["learner"])
-        if self._learner.process_group.is_main:  # the saved metrics are the sum over all processes
-            state.metrics.add_metrics(Metrics(**content["tally"]))
+        is_main = self._learner.process_group.is_main
+        try:
+            self._require_same_run(folder, content["identity"])
+            self._train_loader.load_state_dict(content["loader"])
+            self._learner.load_state_dict(content["learner"])
+            metrics = Metrics(*(content["tally"][field.name] for field in fields(Metrics)))
+            if is_main:  # the saved metrics are the sum over all processes
+                state.metrics.add_metrics(metrics)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch raises nearly anything about a state that is not of this model
+            raise folder.damaged(LAST) from error
+        if is_main:
             state.best = content["best"]
-        self._require_finite_state(folder, Metrics(**content["tally"]))
+        self._require_finite_state(folder, metrics)
         state.rows = content["rows"]
         state.seconds_before = content["seconds"]
         if len(state.rows) > self._train_loader.epoch and len(self._train_loader):
@@ -127,7 +158,7 @@ class Checkpoints:
         """The content of `last.pt`, or of the one before where a process cannot read it; and notes on that."""
         content, failure = None, None
         try:
-            content = folder.load(LAST)
+            content = folder.load(LAST, _CHECKPOINT)  # whole: what it lacks would come out an epoch later
         except InputError as error:
             failure = error
         # All processes must go on from the same one.
@@ -135,7 +166,7 @@ class Checkpoints:
         if content is not None and self._last_is_readable:
             return content, []
         try:
-            content = folder.load(PREVIOUS)
+            content = folder.load(PREVIOUS, _CHECKPOINT)
         except InputError:
             raise failure or InputError(f"another process cannot read {folder.path / LAST}") from None
         return content, [f"{folder.path / LAST} is missing or damaged: going on from {PREVIOUS}, saved before it"]

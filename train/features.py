@@ -160,7 +160,7 @@ class FeatureLoader:
             )
         # The images' loader compares the rest; its own position does not matter, as each view is computed whole.
         self.images.load_state_dict({**state, "training": self.images.config.training, "epoch": 0, "delivered": 0})
-        self._cursor.seek(state["epoch"], state["delivered"])
+        self._cursor.seek(state.get("epoch", -1), state.get("delivered", -1))
 
     @property
     def _view(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from loaders import InputError
 from loaders.errors import cause
 from loaders.system.files import make_folder, preserve, write_whole
+from loaders.system.shapes import Shape, has_shape
 from train.curves import draw_curves
 
 CONFIG = "config.json"
@@ -69,17 +70,23 @@ class RunFolder:
         """Removes `last.previous.pt`, which a run that has ended does not need."""
         (self.path / PREVIOUS).unlink(missing_ok=True)
 
-    def load(self, name: str) -> dict[str, Any]:
+    def load(self, name: str, shape: Shape = dict) -> dict[str, Any]:
         """The checkpoint that `save` has written.
 
         Raises:
-            InputError: when it cannot be read.
+            InputError: when it cannot be read, or its content has not that `shape`.
         """
         try:
             content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise whatever the bytes lead to
-            raise InputError(f"{self.path / name} is damaged or unreadable; begin anew with another OUT") from error
+            raise self.damaged(name) from error
+        if not has_shape(content, shape):
+            raise self.damaged(name)
         return content
+
+    def damaged(self, name: str) -> InputError:
+        """The error to raise for a file that cannot be used."""
+        return InputError(f"{self.path / name} is damaged or unreadable; begin anew with another OUT")
 
     def save_model(self, state: Mapping[str, Tensor]) -> None:
         """Writes `model.safetensors`: the weights alone, contiguous in memory as other programs expect them."""

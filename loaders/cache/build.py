@@ -28,10 +28,11 @@ from loaders.cache.pixel_cache import (
     Layout,
     Preprocessing,
     find_cache,
+    first_pixel,
     manifest_of,
     open_cache,
-    read_json,
     root_of,
+    unreadable_from_json,
 )
 from loaders.errors import InputError, cause
 from loaders.ops.cpu_read import resize_antialiased
@@ -41,6 +42,7 @@ from loaders.sources.index import Progress
 from loaders.system.files import replacing
 from loaders.system.format import format_bytes
 from loaders.system.machine import compute_on_one_core, free_on_disk, usable_cores
+from loaders.system.shapes import read_json
 
 _PART = "pixels.npy.part"
 _LOCK = "lock"
@@ -112,8 +114,8 @@ def _locked(folder: Path, progress: Progress | None) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                others = read_json(folder / PROGRESS)
-                if progress is not None and others:
+                others = read_json(folder / PROGRESS, {"done": int, "images": int})
+                if progress is not None and others is not None:
                     progress(others["done"], others["images"])
                 time.sleep(_SECONDS_BETWEEN_POLLS)
             except OSError as error:  # as of some network file systems
@@ -143,14 +145,18 @@ class _Build:
 
     def _resumed(self) -> tuple[int, dict[int, str]] | None:
         """How many images an earlier build of the same content has done, and which were unreadable."""
-        progress = read_json(self.layout.folder / PROGRESS)
-        if progress.get("content") != self.layout.content:
+        expected = {"content": self.layout.content, "done": range(len(self.source) + 1), "gone": {str: str}}
+        progress = read_json(self.layout.folder / PROGRESS, expected)
+        if progress is None:
             return None
         if not self.path.is_file():
             self.path = self.layout.folder / PIXELS  # killed between its last two steps
-        if not self.path.is_file():
+        try:
+            unreadable = unreadable_from_json(progress["gone"], progress["done"])
+            first_pixel(self.path, self.layout.bytes)
+        except (FileNotFoundError, ValueError):
             return None
-        return progress["done"], {int(index): reason for index, reason in progress["gone"].items()}
+        return progress["done"], unreadable
 
     def _begin(self) -> tuple[int, dict[int, str]]:
         """Removes the files of another content, and makes an empty file of the right length."""

@@ -32,6 +32,7 @@ from loaders.sampling.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
 from loaders.system.format import format_bytes
 from loaders.system.machine import cache_folder
+from loaders.system.shapes import read_json
 
 FORMAT = 1
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -113,9 +114,9 @@ def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
     A cache of the same path belongs to files that were edited since, and a copy that was removed needs none: those
     are replaced.
     """
-    found = read_json(folder / MANIFEST) or read_json(folder / PROGRESS)
-    theirs = found.get("root", root)
-    return found.get("content") != content and theirs != root and os.path.isdir(theirs)
+    whose = {"content": str, "root": str}
+    found = read_json(folder / MANIFEST, whose) or read_json(folder / PROGRESS, whose)
+    return found is not None and found["content"] != content and found["root"] != root and os.path.isdir(found["root"])
 
 
 def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
@@ -124,11 +125,12 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
     Raises:
         InputError: when there is one that cannot be mapped into memory.
     """
-    manifest = read_json(layout.folder / MANIFEST)
-    if manifest.get("content") != layout.content:
+    manifest = read_json(layout.folder / MANIFEST, {"content": layout.content, "gone": {str: str}})
+    if manifest is None:
         return None
     try:
-        pixels, mapping, offset = _mapped(layout.folder / PIXELS)
+        unreadable = unreadable_from_json(manifest["gone"], len(source))
+        pixels, mapping, offset = _mapped(layout.folder / PIXELS, layout.bytes)
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:
@@ -137,7 +139,6 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
             f"(ulimit -v) must leave room for its {format_bytes(layout.bytes)}; SATURATE_CACHE names another place, "
             "and `loader=torchvision` caches nothing."
         ) from error
-    unreadable = {int(index): reason for index, reason in manifest["gone"].items()}
     return CachedPixels(
         files_of(source),
         layout.folder / PIXELS,
@@ -201,22 +202,42 @@ def manifest_of(source: Source, layout: Layout, unreadable: dict[int, str]) -> d
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is none, or something else."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def unreadable_from_json(reasons: dict[str, str], count: int) -> dict[int, str]:
+    """Unreadable samples of a source of `count`: id → reason.
+
+    Raises:
+        ValueError: when a key is no id.
+    """
+    unreadable = {int(index): reason for index, reason in reasons.items()}
+    if not all(0 <= index < count for index in unreadable):
+        raise ValueError("an unreadable sample is not in the source")
+    return unreadable
 
 
-def _mapped(path: Path) -> tuple[NDArray[np.uint8], mmap.mmap, int]:
-    """The flat values of a NumPy file, read-only, the mapping they lie in, and where in it."""
+def first_pixel(path: Path, count: int) -> int:
+    """The place of the first of `count` uint8 values in a NumPy file.
+
+    Raises:
+        ValueError: when it is no such file, or not all of one.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")  # opening a named pipe would block
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        origin = file.tell()
+        try:
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except (SyntaxError, RecursionError, MemoryError) as error:  # of a parser of Python's literals
+            raise ValueError(f"{path} has a damaged header") from error
+        if dtype != np.uint8 or shape != (count,) or os.fstat(file.fileno()).st_size != file.tell() + count:
+            raise ValueError(f"{path} is no flat array of {count} uint8, or not whole")
+        return file.tell()
+
+
+def _mapped(path: Path, count: int) -> tuple[NDArray[np.uint8], mmap.mmap, int]:
+    """The flat values of a NumPy file, read-only, the mapping they lie in, and where in it. See `first_pixel`."""
+    origin = first_pixel(path, count)
+    with open(path, "rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if dtype != np.uint8 or len(mapping) != origin + int(np.prod(shape)):
-        raise ValueError(f"{path} is no flat array of uint8, or not whole")
+    if len(mapping) != origin + count:
+        raise ValueError(f"{path} has changed")
     return np.frombuffer(mapping, np.uint8, offset=origin), mapping, origin

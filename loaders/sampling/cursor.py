@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from loaders.errors import InputError
 from loaders.sampling import order
 from loaders.sampling.order import LastBatch
+from loaders.system.shapes import has_shape
 
 
 class Cursor:
@@ -96,7 +98,13 @@ class Cursor:
             self.epoch, self._start, self.delivered = epoch, 0, 0
 
     def seek(self, epoch: int, delivered: int) -> None:
-        """Moves to the position after `delivered` samples of `epoch`; the next iteration starts there."""
+        """Moves to the position after `delivered` samples of `epoch`; the next iteration starts there.
+
+        Raises:
+            InputError: when there is no such position.
+        """
+        if not (has_shape(epoch, range(1 << 63)) and has_shape(delivered, range(len(self.ids) + 1))):
+            raise InputError(f"there is no position after {delivered!s:.20} samples of epoch {epoch!s:.20}: begin anew")
         self.epoch, self._start, self.delivered = epoch, delivered, delivered
 
     def _count(self, start: int) -> int:

@@ -24,6 +24,7 @@ from loaders.sources.guarded import most_bytes, read_file
 from loaders.sources.pillow import FORMATS_FOUND, NOT_ENOUGH_MEMORY, as_rgb, open_image, orientation, require_shape
 from loaders.system.files import replacing
 from loaders.system.machine import cache_folder, usable_cores
+from loaders.system.shapes import parse_json
 
 Progress = Callable[[int, int], None]
 """Called with the amount of work done and the total amount."""
@@ -52,6 +53,10 @@ class Verdict(NamedTuple):
     """The EXIF orientation, 1 to 8; 1 where unreadable."""
     reason: str
     """Why the image cannot be decoded; empty for a readable one."""
+
+
+_READABLE = (range(1, 1 << 31), range(1, 1 << 31), str, str, range(1, 9), "")
+"""The shape of a cached verdict: only readable files are cached."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,8 @@ def index_files(
         progress: called after each file that had to be decoded, with their number so far and their total.
     """
     cache_file = cache_folder() / "index" / f"{digest(os.fsencode(root.resolve()), str(max_pixels).encode())}.json"
-    keys = [f"{path}\0{size}\0{changed}" for path, (size, changed) in zip(paths, stats, strict=True)]
-    known = _without_refused(_load(cache_file), most_bytes(max_pixels))
+    keys = list(map(_key, paths, stats))
+    known = _without_refused(_load(cache_file, max_pixels), most_bytes(max_pixels))
     new = {key: root / path for key, path in zip(keys, paths, strict=True) if key not in known}
 
     def save() -> str | None:
@@ -206,8 +211,8 @@ def _entries_to_cache(
     entries = {key: known[key] for key in keys if key in known and not known[key].reason}
     listed = set(paths)
     for key in known.keys() - entries.keys():
-        path, size, changed = key.rsplit("\0", 2)
-        if path not in listed and file_stat(root, path) == (int(size), int(changed)):
+        path = key.rsplit("\0", 2)[0]
+        if path not in listed and _key(path, file_stat(root, path)) == key:
             entries[key] = known[key]
     return entries
 
@@ -224,15 +229,24 @@ def _without_refused(verdicts: dict[str, Verdict], at_most: int) -> dict[str, Ve
     }
 
 
-def _load(cache_file: Path) -> dict[str, Verdict]:
+def _key(path: str, stat: tuple[int, int]) -> str:
+    """Names the content of a file: another size or another time of change is another content."""
+    size, changed = stat
+    return f"{path}\0{size}\0{changed}"
+
+
+def _load(cache_file: Path, max_pixels: int) -> dict[str, Verdict]:
     """The cached verdicts by path, size and modification time; none where the file is missing or damaged."""
     try:
-        checksum, _, body = cache_file.read_text().partition("\n")
+        checksum, _, body = cache_file.read_text().partition("\n") if cache_file.is_file() else ("", "", "")
+        if checksum != _checksum(body):
+            return {}
+        entries = parse_json(body, {str: _READABLE})
     except (OSError, ValueError):
         return {}
-    if checksum != _checksum(body):
-        return {}
-    return {key: Verdict(*values) for key, values in json.loads(body).items()}
+    verdicts = {key: Verdict(*values) for key, values in entries.items()}
+    largest = max((verdict.height * verdict.width for verdict in verdicts.values()), default=0)
+    return verdicts if largest <= max_pixels else {}
 
 
 def _save(cache_file: Path, entries: dict[str, Verdict]) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import sysconfig
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threadpoolctl import ThreadpoolController
+
+from loaders.errors import InputError
 
 if TYPE_CHECKING:  # torch is imported where it is needed: programs ask for cores and folders without it
     import torch
@@ -112,7 +115,13 @@ def free_on_disk(folder: Path) -> int:
 
 
 def cache_folder() -> Path:
-    """The folder of all caches: `$SATURATE_CACHE`, else `saturate` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder of all caches: `$SATURATE_CACHE`, else `saturate` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    A user without a home has a private folder in the shared temporary one.
+
+    Raises:
+        InputError: when that one belongs to somebody else, or others may write to it.
+    """
     if chosen := os.environ.get("SATURATE_CACHE"):
         return Path(chosen)
     if chosen := os.environ.get("XDG_CACHE_HOME"):
@@ -120,4 +129,20 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "saturate"
     except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / "saturate"
+        return _private_folder(Path(tempfile.gettempdir()) / f"saturate-{os.geteuid()}")
+
+
+def _private_folder(folder: Path) -> Path:
+    """The same folder, made where it is missing. Compiled code is loaded from it: nobody else may put files there."""
+    with suppress(OSError):  # there already, or it cannot be made, which whoever writes to it reports
+        folder.mkdir(mode=0o700)
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return folder
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise InputError(
+            f"{folder} cannot hold caches: it must be a folder of yours that nobody else can open (mode 0700); "
+            "SATURATE_CACHE names another place"
+        )
+    return folder

@@ -1,11 +1,13 @@
 """Cores, memory and folders that this process may use."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from loaders.errors import InputError
 from loaders.system.machine import cache_folder, free_memory, usable_cores
 
 V1_QUOTA, V1_PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
@@ -145,3 +147,54 @@ def test_the_first_variable_that_is_set_names_the_cache_folder(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(folder)
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of a user without a home, in a shared temporary folder that is empty."""
+
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SATURATE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path / f"saturate-{os.geteuid()}"
+
+
+def test_a_user_without_a_home_has_a_private_cache_folder(homeless: Path) -> None:
+    """The name `saturate` in the shared temporary folder could be anybody's, and compiled code is loaded from there."""
+    assert cache_folder() == cache_folder() == homeless
+    assert homeless.stat().st_mode & 0o777 == 0o700
+    assert homeless.stat().st_uid == os.geteuid()
+
+
+def linked(folder: Path) -> None:
+    folder.with_name("elsewhere").mkdir(mode=0o700)
+    folder.symlink_to("elsewhere")
+
+
+def opened_to_others(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("prepare", [opened_to_others, linked, lambda folder: folder.write_text("")])
+def test_a_folder_that_others_may_have_filled_is_refused(homeless: Path, prepare: Callable[[Path], object]) -> None:
+    prepare(homeless)
+    with pytest.raises(InputError, match=r"saturate-\d+ cannot hold caches: .*mode 0700.*SATURATE_CACHE names another"):
+        cache_folder()
+
+
+def test_somebody_elses_folder_is_refused(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    homeless.with_name(f"saturate-{me + 1}").mkdir(mode=0o700)  # made by us, in the name of another user
+    with pytest.raises(InputError, match="it must be a folder of yours"):
+        cache_folder()
+
+
+def test_where_nothing_can_be_made_the_folder_is_still_named(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(homeless.parent / "missing"))
+    assert cache_folder() == homeless.parent / "missing" / homeless.name
