@@ -45,7 +45,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with replacing(path, shared=True) as part:
             write(part)
     except (OSError, RuntimeError) as error:  # torch.save may raise a RuntimeError while it handles an OSError
         first = error.__context__ if isinstance(error.__context__, OSError) else error
