@@ -14,22 +14,26 @@ from train.stopping import StopRequest
 from train.summary import result_message, summarize
 
 
-def run_in_process_group(options: Options) -> dict[str, Any]:
+def run_in_process_group(options: Options, stop: StopRequest) -> dict[str, Any]:
     """The same as `run`, together with the other processes that torchrun has started, if any."""
     with joined_process_group(use_cuda=options.device != "cpu" and torch.cuda.is_available()) as process_group:
-        return run(options, process_group)
+        return run(options, process_group, stop)
 
 
-def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
+def run(options: Options, process_group: ProcessGroup, stop: StopRequest | None = None) -> dict[str, Any]:
     """Trains according to the options and returns the content of `summary.json`.
+
+    Args:
+        stop: what signals are told to, where the caller listens to them already.
 
     Raises:
         InputError: when something the user gave cannot be used.
-        InterruptedRunError: when a signal stopped the run; `last.pt` then holds its state.
+        InterruptedStartError: when a signal stopped the run before its first step.
+        InterruptedRunError: when a signal stopped the run later; `last.pt` then holds its state.
     """
     reporter = Reporter(quiet=not process_group.is_main)
-    stop = StopRequest(options.max_minutes)
-    with prepare(options, process_group, reporter, stop) as session:
+    stop = stop or StopRequest(options.max_minutes)
+    with stop.listening(), prepare(options, process_group, reporter, stop) as session:
         loop = TrainingLoop(
             learner=session.learner,
             train_loader=session.train_loader,
@@ -41,8 +45,8 @@ def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
             reporter=reporter,
             process_group=process_group,
         )
-        with stop.listening():
-            loop.run()
+        stop.begin_training()
+        loop.run()
         return _conclude(session)
 
 
