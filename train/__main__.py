@@ -1,5 +1,6 @@
 """`python -m train {feature,finetune}`."""
 
+import os
 import sys
 
 from loaders.system.startup import INTERRUPTED, startup
@@ -13,20 +14,27 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 2 where something cannot be used, 130 after Ctrl-C, 128 + its number after another signal.
+        Signals are heard from when the options have been parsed until the run has ended.
     """
     with startup():
         from loaders.errors import InputError
         from loaders.system.console import print_error
         from train.options import OPTION_NAMES, parse_options
-        from train.stopping import InterruptedRunError
+        from train.stopping import InterruptedRunError, InterruptedStartError, StopRequest
     try:
         options = parse_options(arguments)
-        with startup():
-            from train.run import run_in_process_group
-        run_in_process_group(options)
+        stop = StopRequest(options.max_minutes)
+        with stop.listening():
+            with startup():
+                from train.run import run_in_process_group
+            run_in_process_group(options, stop)
     except InputError as error:
         print_error(error, OPTION_NAMES)
         return 2
+    except InterruptedStartError as interrupted:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+            print(f"\n{interrupted}", file=sys.stderr)
+        return interrupted.exit_code
     except InterruptedRunError as interrupted:
         return interrupted.exit_code
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """From options to everything that a run consists of."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, require_usable_out
+from train.run_folder import CONFIG, RunFolder, make_new_folder, require_usable_out
 from train.run_state import RunState
 from train.session import Session
 from train.stopping import StopRequest
@@ -39,9 +40,22 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
     Raises:
         InputError: when something the user gave cannot be used. No folder has been created then.
     """
+    with ExitStack() as on_failure:
+        session = _prepare(options, process_group, reporter, stop, on_failure)
+        on_failure.pop_all()
+    return session
+
+
+def _prepare(
+    options: Options, process_group: ProcessGroup, reporter: Reporter, stop: StopRequest, on_failure: ExitStack
+) -> Session:
+    """The same as `prepare`. What must be closed when it fails is added to `on_failure`."""
     device = choose_device(options.device, process_group.local_rank)
-    if options.out:  # checked before minutes go into preparing
-        require_usable_out(options.out.expanduser(), resume=options.resume)
+    folder: RunFolder | None = None
+    if options.out is not None:  # before minutes go into preparing
+        out = options.out.expanduser()
+        require_usable_out(out, resume=options.resume)
+        folder = _claim(out, options, process_group, reporter, on_failure)
     _make_repeatable(options)
     train, val = _open_sources(options, process_group, reporter)
     with process_group.main_first():
@@ -63,10 +77,14 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
         compiled=_should_compile(options, device, reporter),
     )
     train_loader, val_loader = _feature_loaders(options, choice, image_loader, val_images, learner)
-    out = _out_path(options, train.name)
+    if options.out is None:
+        out = _default_out(options, train.name)
+        if process_group.is_main:
+            out = make_new_folder(out)
+        folder = _claim(out, options, process_group, reporter, on_failure)
     state = RunState(MetricAccumulator(device))
     checkpoints = Checkpoints(
-        RunFolder(out, resume=options.resume) if process_group.is_main else None,
+        folder,
         learner=learner,
         train_loader=train_loader,
         state=state,
@@ -175,10 +193,24 @@ def _feature_loaders(
     )
 
 
-def _out_path(options: Options, data: str) -> Path:
-    """The path of the run's folder: as given, or named after mode, data and time."""
-    out = options.out or Path("runs") / f"{options.mode}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-    return out.expanduser()
+def _default_out(options: Options, data: str) -> Path:
+    """The path of the run's folder where none was given: named after mode, data and time."""
+    return Path("runs") / f"{options.mode}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _claim(
+    out: Path, options: Options, process_group: ProcessGroup, reporter: Reporter, on_failure: ExitStack
+) -> RunFolder | None:
+    """The run's folder, which no other run may use until the session ends; None on processes that write nothing."""
+    if not process_group.is_main:
+        return None
+    folder = RunFolder.claimed(out, resume=options.resume)
+    on_failure.callback(folder.close)
+    if folder.lock_problem is not None:
+        reporter.warn(
+            f"{out} cannot be locked ({folder.lock_problem}): see to it that no other run is given the same OUT"
+        )
+    return folder
 
 
 def _prepare_loaders(session: Session) -> None:

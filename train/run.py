@@ -31,27 +31,33 @@ class FinishedRun:
     """The run's folder; None on processes that write nothing."""
 
 
-def run_in_process_group(options: Options) -> dict[str, Any]:
+def run_in_process_group(options: Options, stop: StopRequest) -> dict[str, Any]:
     """The same as `run`, together with the other processes that torchrun has started, if any."""
     with joined_process_group(use_cuda=options.device != "cpu" and torch.cuda.is_available()) as process_group:
-        return run(options, process_group)
+        return run(options, process_group, stop)
 
 
-def run(options: Options, process_group: ProcessGroup) -> dict[str, Any]:
+def run(options: Options, process_group: ProcessGroup, stop: StopRequest | None = None) -> dict[str, Any]:
     """The same as `run_to_end`, printed by the main process; returns the content of `summary.json`."""
-    return run_to_end(options, process_group, Reporter(quiet=not process_group.is_main)).summary
+    return run_to_end(options, process_group, Reporter(quiet=not process_group.is_main), stop).summary
 
 
-def run_to_end(options: Options, process_group: ProcessGroup, reporter: Reporter) -> FinishedRun:
+def run_to_end(
+    options: Options, process_group: ProcessGroup, reporter: Reporter, stop: StopRequest | None = None
+) -> FinishedRun:
     """Trains according to the options.
+
+    Args:
+        stop: the request that the caller listens for already, if it does.
 
     Raises:
         InputError: when something the user gave cannot be used.
         DivergedError: when the loss became no number; the best epoch before has been exported.
-        InterruptedRunError: when a signal stopped the run; `last.pt` then holds its state.
+        InterruptedStartError: when a signal stopped the run before its first step.
+        InterruptedRunError: when a signal stopped the run later; `last.pt` then holds its state.
     """
-    stop = StopRequest(options.max_minutes)
-    with prepare(options, process_group, reporter, stop) as session:
+    stop = stop or StopRequest(options.max_minutes)
+    with stop.listening(), prepare(options, process_group, reporter, stop) as session:
         loop = TrainingLoop(
             learner=session.learner,
             train_loader=session.train_loader,
@@ -63,14 +69,14 @@ def run_to_end(options: Options, process_group: ProcessGroup, reporter: Reporter
             reporter=reporter,
             process_group=process_group,
         )
-        with stop.listening():
-            try:
-                loop.run()
-            except DivergedError:
-                if session.state.rows:
-                    session.checkpoints.save_best()
-                    _conclude(session)  # the best epoch before is a result all the same
-                raise
+        stop.begin_training()
+        try:
+            loop.run()
+        except DivergedError:
+            if session.state.rows:
+                session.checkpoints.save_best()
+                _conclude(session)  # the best epoch before is a result all the same
+            raise
         folder = session.checkpoints.folder
         return FinishedRun(_conclude(session), session.state.rows, folder.path if folder is not None else None)
 

@@ -1,9 +1,11 @@
 """A run's folder: the files that a run leaves behind. Each is written whole or not at all."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import torch
@@ -14,12 +16,14 @@ from loaders.errors import cause
 from loaders.system.files import make_folder, preserve, write_whole
 from loaders.system.shapes import Shape, has_shape
 from train.curves import draw_curves
+from train.folder_lock import FolderLock
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 LAST = "last.pt"
 PREVIOUS = "last.previous.pt"
 BEST = "best.pt"
+_FILES = (CONFIG, "environment.json", "metrics.jsonl", "summary.json", LAST, BEST, WEIGHTS, "curves.png")
 
 
 class RunFolder:
@@ -38,10 +42,43 @@ class RunFolder:
         """
         require_usable_out(path, resume=resume)
         self.path = path
+        self._lock: FolderLock | None = None
+        self._made = not path.exists()
         try:
             make_folder(path)
         except OSError as error:
-            raise InputError(f"OUT: {path} cannot be made: {cause(error)}") from error
+            raise _cannot_be_made(path, error) from error
+
+    @classmethod
+    def claimed(cls, path: Path, *, resume: bool) -> Self:
+        """The folder, created and locked: until it is closed no other run may write to it.
+
+        Raises:
+            InputError: when another run is writing to it, which is named; and as the constructor does.
+        """
+        folder = cls(path, resume=resume)
+        folder._lock = FolderLock(path)
+        try:
+            require_usable_out(path, resume=resume)  # a run may have ended there in the meantime
+            if folder.lock_problem is None:
+                folder._remove_parts()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @property
+    def lock_problem(self) -> str | None:
+        """Why a claimed folder could not be locked, where its file system has no locks."""
+        return None if self._lock is None else self._lock.problem
+
+    def close(self) -> None:
+        """Lets other runs claim the folder, and removes it if it was made here and nothing was written to it."""
+        if self._lock is not None:
+            self._lock.release()
+        if self._made:
+            with suppress(OSError):  # as it is not empty
+                self.path.rmdir()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes `content`; values that JSON cannot represent become text."""
@@ -96,6 +133,33 @@ class RunFolder:
     def draw_curves(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes `curves.png`: loss and accuracy of all epochs so far."""
         write_whole(self.path / "curves.png", lambda part: draw_curves(rows).savefig(part, format="png", dpi=120))
+
+    def _remove_parts(self) -> None:
+        """Removes files that a killed process has left unfinished."""
+        for name in _FILES:
+            for part in self.path.glob(f"{name}*.part"):
+                part.unlink(missing_ok=True)
+
+
+def make_new_folder(path: Path) -> Path:
+    """Makes a folder that no other run uses, and returns its path: `path`, or where that is taken `path-2`, ...
+
+    Raises:
+        InputError: when no folder can be made there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2))):
+            with suppress(FileExistsError):
+                path.with_name(name).mkdir()
+                return path.with_name(name)
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
+    raise AssertionError("numbers do not end")
+
+
+def _cannot_be_made(path: Path, error: OSError) -> InputError:
+    return InputError(f"OUT: {path} cannot be made: {cause(error)}")
 
 
 def require_usable_out(path: Path, *, resume: bool) -> None:

@@ -1,5 +1,6 @@
 """Everything that a run consists of."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ from train.stopping import StopRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """The parts of a run, ready to train. A `with` block closes the loaders on exit."""
+    """The parts of a run, ready to train. A `with` block closes the loaders and the run's folder on exit."""
 
     options: Options
     recipe: Recipe
@@ -40,7 +41,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.train_loader.close()
-        finally:
-            self.val_loader.close()
+        with ExitStack() as closing:
+            if self.checkpoints.folder is not None:
+                closing.callback(self.checkpoints.folder.close)
+            closing.callback(self.val_loader.close)
+            closing.callback(self.train_loader.close)

@@ -49,7 +49,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         make_folder(path.parent)
-        with replacing(path, durable=True) as part:
+        with replacing(path, shared=True, durable=True) as part:
             write(part)
     except (OSError, RuntimeError) as error:  # torch.save may raise a RuntimeError while it handles an OSError
         first = error.__context__ if isinstance(error.__context__, OSError) else error

@@ -582,11 +582,12 @@ def test_a_checkpoint_that_ends_half_way_is_reported_with_its_cause(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["config.json", "last.pt", "best.pt", "metrics.jsonl", "curves.png", "summary.json"])
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
-    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / f"{name}.part").symlink_to("/dev/full")  # where every byte is one too many
+    monkeypatch.setattr(RunFolder, "_remove_parts", lambda _: None)
+    (out / f"{name}.{os.getpid()}.part").symlink_to("/dev/full")  # where every byte is one too many
     assert main(arguments(image_folder, out, "--epochs", "1")) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {out / name} cannot be written: No space left on device")

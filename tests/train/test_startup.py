@@ -1,5 +1,6 @@
 """What `python -m train` does before it trains: options without torch, missing modules, Ctrl-C."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,20 @@ INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 MISSING = "raise ModuleNotFoundError('No module named ' + name, name=name)"
 
 
-@pytest.mark.parametrize("module", ["tyro", "numpy", "train.options", "torch", "torchvision", "train.loop"])
-def test_ctrl_c_while_modules_are_imported_ends_quietly(module: str) -> None:
+@pytest.mark.parametrize("module", ["tyro", "numpy", "train.options"])
+def test_ctrl_c_before_the_options_are_parsed_ends_silently(module: str) -> None:
     done = run_python(DISTURBED_IMPORT.format(module=module, disturbance=INTERRUPT))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("torch", "SIGINT"), ("torchvision", "SIGUSR1"), ("train.loop", "SIGTERM")]
+)
+def test_signals_while_modules_are_imported_end_quietly(module: str, name: str) -> None:
+    disturbance = f"os.kill(os.getpid(), signal.{name})"
+    done = run_python(DISTURBED_IMPORT.format(module=module, disturbance=disturbance))
+    assert (done.returncode, done.stdout) == (128 + getattr(signal, name), "")
+    assert done.stderr == f"\n{name}: ended before the first step. Nothing was saved, and what was is untouched.\n"
 
 
 @pytest.mark.parametrize("module", ["tyro", "torch", "safetensors"])

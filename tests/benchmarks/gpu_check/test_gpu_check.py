@@ -1,6 +1,7 @@
 """The check of a GPU node: order, time limits, what is written when, and going on after an interruption."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_full_disk_takes_nothing_away_that_is_known(
     out = tmp_path / "out"
     assert checked(tmp_path, monkeypatch, script(out, "a", "print('fine')")) == 0
     before = (out / "gpu-check.json").read_text()
-    (out / "gpu-check.json.part").symlink_to("/dev/full")
+    (out / f"gpu-check.json.{os.getpid()}.part").symlink_to("/dev/full")
     assert checked(tmp_path, monkeypatch, script(out, "a", "print('fine')")) == 2
     assert "gpu-check.json cannot be written: No space left" in capsys.readouterr().err
     assert (out / "gpu-check.json").read_text() == before
