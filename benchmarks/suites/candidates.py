@@ -95,7 +95,7 @@ def refusals(task: Task) -> dict[str, str]:
         try:
             _loader(task, name, torch.uint8 if name != "baseline" else torch.float32)
         except InputError as error:
-            refused[name] = name_options(str(error), OPTION_NAMES)
+            refused[name] = name_options(" ".join(error.lines), OPTION_NAMES)
     if "baseline" in refused:  # with which all are compared
         raise InputError(refused["baseline"])
     return refused

@@ -86,7 +86,7 @@ def with_demand(result: Result, options: LoaderOptions) -> Result:
     try:
         demand = _demand(options)
     except InputError as error:  # of so few images, or such small ones, loaders can be measured all the same
-        reason = name_options(str(error), OPTION_NAMES)
+        reason = name_options(" ".join(error.lines), OPTION_NAMES)
         note = f"no cores per GPU, as no model can be trained on these images: {reason}"
         return replace(result, notes=(*result.notes, note))
     rows = tuple(

@@ -120,7 +120,7 @@ def measure_mode(
             lengths[name] = options.images or epoch_images(work, name, step, options.seconds)
             loader, its_candidates = feeding(work, name, lengths[name])
         except InputError as refused:  # a set that does not fit, for one
-            reporter.warn(f"{mode}: {name} is left out: {refused}")
+            reporter.warn(f"{mode}: {name} is left out: {' '.join(refused.lines)}")
             continue
         fed.append(loader)
         candidates += its_candidates
