@@ -39,6 +39,7 @@ from loaders.ops.transfer import sent
 from loaders.sampling.plan import Plan, RandomResizedCrop
 from loaders.sources.base import ReportUnreadable, Source
 from loaders.sources.index import Progress
+from loaders.sources.jpeg import find_frame, require_few_scans
 
 AHEAD = 3
 """Batches in DALI's queue while one is consumed."""
@@ -388,14 +389,17 @@ def _as_stored(plan: Plan, sizes: NDArray[np.int32], orientations: NDArray[np.ui
 
 
 def _is_intact(data: bytes, height: int, width: int) -> bool:
-    """Whether a JPEG or PNG file begins as one of this size does, and ends."""
+    """Whether a JPEG or PNG file begins as one of this size does, and ends; and does not have too many scans."""
     if data.startswith(b"\x89PNG"):
         size, depth = data[16:24], data[24:25]
         return size == width.to_bytes(4) + height.to_bytes(4) and depth <= b"\x08" and b"IEND" in data[-12:]
+    frame = find_frame(data)
     try:
-        return simplejpeg.decode_jpeg_header(data)[:2] == (height, width) and b"\xff\xd9" in data[-_TAIL:]
+        require_few_scans(data, frame)
+        found = simplejpeg.decode_jpeg_header(data)[:2] if frame is None else (frame.height, frame.width)
     except ValueError:
         return False
+    return found == (height, width) and b"\xff\xd9" in data[-_TAIL:]
 
 
 def missing() -> str | None:

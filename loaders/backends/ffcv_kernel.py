@@ -86,7 +86,6 @@ def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, 
     Returns:
         The place of the first sample that could not be decoded, -1 if there is none.
     """
-    decoder = _new_decoder()
     failed = -1
     for place in range(len(ids)):
         if ids[place] < 0:
@@ -96,7 +95,7 @@ def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, 
         pixels = file[start : start + length]
         if mode == JPEG:
             pixels = scratch[: height * width * 3]
-            if _decoded(decoder, file[start : start + length], pixels, height, width, exact) != 0:
+            if _decoded(file[start : start + length], pixels, height, width, exact) != 0:
                 failed = place
                 break
         image = pixels.reshape((height, width, 3))
@@ -105,7 +104,6 @@ def read_squares(file, images, ids, box, resized, window, flip, exact, scratch, 
             _resample(part, resized[place], window[place], flip[place], squares[place])
         else:
             _resample_as_ffcv(image, box[place], resized[place], window[place], flip[place], squares[place])
-    _free_decoder(decoder)
     return failed
 
 
@@ -118,17 +116,21 @@ def decodes_to(data, pixels):
 @_first_call_alone
 @_compiled
 def _decodes(data, pixels, height, width):
-    decoder = _new_decoder()
-    result = _decoded(decoder, data, pixels, height, width, True)
-    _free_decoder(decoder)
-    return result == 0
+    return _decoded(data, pixels, height, width, True) == 0
 
 
 @_compiled
-def _decoded(decoder, data, pixels, height, width, exact):
-    """Decodes a JPEG to RGB; 0 if it went well."""
+def _decoded(data, pixels, height, width, exact):
+    """Decodes a JPEG to RGB; 0 if it went well.
+
+    Each image has a decoder of its own, at less than a microsecond: a decoder remembers Huffman tables, and would take
+    those of the image before for a JPEG that relies on the standard's. FFCV's own decoder is one per thread, and does.
+    """
     if exact:
-        return _decode(decoder, data.ctypes.data, data.size, pixels.ctypes.data, width, 0, height, 0, 0)
+        decoder = _new_decoder()
+        result = _decode(decoder, data.ctypes.data, data.size, pixels.ctypes.data, width, 0, height, 0, 0)
+        _free_decoder(decoder)
+        return result
     return _ffcv_decode(
         data.ctypes.data, data.size, height, width, pixels.ctypes.data, height, width, 0, 0, 1, 1, False, False
     )

@@ -7,7 +7,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from loaders.sources.base import ImageStore
-from loaders.sources.jpeg import Frame, find_frame
+from loaders.sources.jpeg import Frame, find_frame, require_few_scans
 from loaders.sources.pillow import NOT_ENOUGH_MEMORY, as_rgb, open_image, other_size
 from loaders.system.instrument import stage
 
@@ -100,6 +100,7 @@ def decode_jpeg(
         return decode_with_pillow(data, size)
     if size is not None and size != (frame.height, frame.width):
         raise other_size(frame.height, frame.width, size)
+    require_few_scans(data, frame)
     height, width = at_least or (0, 0)
     shortened = shorten_jpeg(data, rows, frame) if rows is not None and at_least is None else None
     try:

@@ -7,17 +7,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from loaders.sources.jpeg import find_frame, require_few_scans
+
 _AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") is not None else ()  # from Pillow 11.3 on
 
-FORMATS = ("JPEG", "PNG", "WEBP", *_AVIF, "BMP", "TIFF", "GIF", "PPM")
-"""The formats that are opened, by Pillow's names. Left to itself, Pillow goes by the content and knows over forty: for
-EPS it runs Ghostscript on the file, whatever its name is."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", *_AVIF)
+"""The formats that are opened, by Pillow's names; first those that it knows without importing all of its plugins.
+
+Left to itself, Pillow goes by the content and knows over forty: for EPS it runs Ghostscript on the file, whatever its
+name is."""
 
 FORMATS_FOUND = (*FORMATS, "MPO")
 """The formats that an opened image may be of: Pillow opens an MPO, several JPEGs in one file, as a JPEG."""
 
 NOT_ENOUGH_MEMORY = "there is not enough memory to decode it"
 """The reason of an image whose decoding raises a MemoryError."""
+
+MOST_READS = 1_000_000
+"""The largest allowed number of pieces in which Pillow reads an image file; real ones take up to thousands.
+
+Pillow reads comments and fill bytes one by one, and PNG chunk by chunk: 50 MB of them took minutes."""
 
 MOST_OBLONG = 100
 """The largest allowed ratio of an image's longer side to its shorter one.
@@ -38,15 +47,34 @@ def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
 
     Raises:
         OSError: when the content is of none of the `FORMATS`; damaged files may raise nearly any other error.
-        ValueError: when it is not of `size`.
+        ValueError: when it is not of `size`, or would take long to read.
     """
+    content = _BoundedReads(data)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(content, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from error
     if size is not None and sorted(image.size) != sorted(size):
         raise other_size(image.height, image.width, size)
+    if image.format in ("JPEG", "MPO"):
+        require_few_scans(data, find_frame(data))
+    if image.format == "BMP":
+        content.reads_left += 3 * image.width * image.height  # of runs of one pixel, and ends of rows
     return image
+
+
+class _BoundedReads(BytesIO):
+    """The bytes of a file, which can be read in `MOST_READS` pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads_left = MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise ValueError(f"its headers, comments and chunks take more than {MOST_READS:,} reads: save it anew")
+        return super().read(size)
 
 
 def other_size(height: int, width: int, size: tuple[int, int]) -> ValueError:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,7 +20,7 @@ import loaders.ops.decode
 import loaders.sources.index
 import loaders.sources.pillow
 from loaders import BadImageError, LoaderConfig, PlanSpec, ResizeCenterCrop, Source, build_loader, open_data
-from loaders.sources import guarded
+from loaders.sources import guarded, jpeg
 from loaders.sources.index import Verdict, examine, index_files
 from tests.conftest import PROMISING, smooth_image
 
@@ -63,6 +64,40 @@ def replaced_by_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def many_scans(height: int, width: int, scans: int) -> bytes:
+    """A grey progressive JPEG of which each scan but the first says in a few bytes that it changes nothing."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+    def scan(first: int, last: int, data: bytes) -> bytes:
+        return segment(0xDA, bytes((1, 1, 0, first, last, 0))) + data
+
+    one_code = bytes([1, *[0] * 15])
+    blocks = -(-height // 8) * -(-width // 8)
+    runs = -(-blocks // 32767)  # of blocks without coefficients: the code 0, and 14 bits that count them
+    bits = ("0" + "1" * 14) * runs
+    bits += "1" * (-len(bits) % 8)
+    nothing = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    return (
+        b"\xff\xd8"
+        + segment(0xDB, bytes([0, *[1] * 64]))
+        + segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + bytes((1, 0x11, 0)))
+        + segment(0xC4, b"\x00" + one_code + b"\x00")
+        + segment(0xC4, b"\x10" + one_code + b"\xe0")
+        + scan(0, 0, bytes(-(-blocks // 8)))
+        + scan(1, 63, nothing) * (scans - 1)
+        + b"\xff\xd9"
+    )
+
+
+def many_chunks(count: int) -> bytes:
+    """A PNG with so many empty comments."""
+    data = encoded("PNG")
+    text = struct.pack(">I", 3) + b"tEXtk\0v"
+    return data[:33] + (text + struct.pack(">I", zlib.crc32(text[4:]))) * count + data[33:]
+
+
 Put = Callable[[Path], object]
 """Puts a file at a path, whatever lies there."""
 
@@ -71,6 +106,16 @@ INDEXED: dict[str, tuple[Put, str]] = {
     "named pipe": (replaced_by_pipe, "it is no regular file"),
     "device": (replaced_by_device, "it is no regular file"),
     "folder": (Path.mkdir, "it is no regular file"),
+    "scans": (
+        lambda path: path.write_bytes(many_scans(4000, 4000, 600)),
+        "its 600 scans are more than 500: save it anew",
+    ),
+    "comment": (lambda path: path.write_bytes(b"P6\n#" + bytes(20_000)), "take more than 10,000 reads"),
+    "fill bytes": (
+        lambda path: path.write_bytes(b"\xff\xd8" + b"\xff" * 20_000 + encoded()[2:]),
+        "take more than 10,000 reads",
+    ),
+    "chunks": (lambda path: path.write_bytes(many_chunks(20_000)), "take more than 10,000 reads"),
     "long tail": (with_tail, r"its 6,442,450,944 bytes are more than the [\d,]+ that an image file may have"),
 }
 EXCHANGED: dict[str, tuple[Put, str]] = {
@@ -108,11 +153,11 @@ def ghostscript(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @contextmanager
 def no_long_read() -> Iterator[None]:
-    """Within it, a read of more than a megabyte fails."""
+    """Within it, a read of more than 10 megabytes fails."""
     read = os.read
 
     def checked(descriptor: int, size: int) -> bytes:
-        assert size < 1 << 20
+        assert size < 10 << 20
         return read(descriptor, size)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -125,10 +170,13 @@ def no_long_read() -> Iterator[None]:
 
 @cases(INDEXED)
 def test_a_hostile_file_is_bad_when_it_is_indexed(
-    put: Put, reason: str, tmp_path: Path, ghostscript: list[object]
+    put: Put, reason: str, tmp_path: Path, ghostscript: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.jpg"
     put(path)
+    monkeypatch.setattr(loaders.sources.pillow, "MOST_READS", 10_000)
+    Image.init()  # one of its plugins draws an image
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     with no_long_read():
         assert re.search(reason, examine(path).reason)
     assert not ghostscript
@@ -139,7 +187,7 @@ def test_a_hostile_file_is_bad_when_it_is_indexed(
 def test_only_formats_on_the_list_are_opened(tmp_path: Path, format: str) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(format))
-    assert "it is none of JPEG, PNG, WEBP" in examine(path).reason
+    assert "it is none of JPEG, PNG, BMP" in examine(path).reason
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
@@ -241,6 +289,51 @@ def test_memory_is_taken_only_for_the_size_that_was_indexed(
     with pytest.raises(BadImageError, match="its 33 × 50 pixels are not 40 × 50"):
         iterate(source, loader)
     assert 33 not in decoded
+
+
+@pytest.mark.parametrize("loader", PROMISING)
+def test_scans_are_counted_again_when_a_file_is_used(
+    loader: str, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = image_folder / "train" / "ash" / "scans.jpg"
+    path.write_bytes(many_scans(60, 90, 500).ljust(20_000, b"\0"))
+    source = open_data(str(image_folder), root=image_folder)[0]
+    assert not source.bad
+    path.write_bytes(many_scans(60, 90, 501).ljust(20_000, b"\0"))
+    monkeypatch.setattr(jpeg, "HARMLESS", 0)
+    with pytest.raises(BadImageError, match=rf"{path}: its 501 scans are more than 500"):
+        iterate(source, loader)
+
+
+def test_what_looks_like_a_scan_in_metadata_or_behind_the_image_is_not_counted() -> None:
+    data = encoded(progressive=True)
+    looks = b"\xff\xda" * 2000
+    comment = b"\xff\xfe" + struct.pack(">H", len(looks) + 2) + looks
+    frame = jpeg.find_frame(data)
+    assert frame is not None
+    assert frame.has_several_scans
+    for same in (data[:2] + comment + data[2:], data + looks):
+        assert jpeg.count_scans(same) == jpeg.count_scans(data) == 10
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"quality": 10}], ids=str)
+def test_a_jpeg_of_one_scan_is_known_without_counting(options: dict[str, object]) -> None:
+    frame = jpeg.find_frame(encoded(**options))
+    assert frame is not None
+    assert not frame.has_several_scans
+
+
+def test_a_long_run_length_coded_bmp_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads it in two or three pieces for each run: its limit goes by its size."""
+    monkeypatch.setattr(loaders.sources.pillow, "MOST_READS", 100)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    rows = b"".join(bytes(value for pixel in row for value in (1, pixel)) + b"\0\0" for row in pixels[::-1].tolist())
+    header = b"BM" + struct.pack("<IHHI", 1078 + len(rows) + 2, 0, 0, 1078)
+    header += struct.pack("<IiiHHIIiiII", 40, 50, 40, 1, 8, 1, len(rows) + 2, 0, 0, 256, 0)
+    header += bytes(value for level in range(256) for value in (level, level, level, 0))
+    path = tmp_path / "x.bmp"
+    path.write_bytes(header + rows + b"\0\1")
+    assert not examine(path).reason
 
 
 @pytest.mark.parametrize("loader", PROMISING)

@@ -140,6 +140,35 @@ def test_real_photographs_are_decoded_as_pillow_decodes_them(photos: Path) -> No
     assert torch.equal(images(loader), by_torchvision(source))
 
 
+def without_huffman_tables(data: bytes) -> bytes:
+    """A JPEG with its DHT segments left out: the standard's tables hold, as in a frame of a Motion JPEG."""
+    shorter, at = data[:2], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] != 0xC4:
+            shorter += data[at:end]
+        at = end
+    return shorter + data[at:]
+
+
+@pytest.mark.needs_ffcv
+@pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}, {}], ids=str)
+def test_an_image_does_not_depend_on_the_one_before_it(image_folder: Path, options: dict[str, bool]) -> None:
+    """A decoder remembers the Huffman tables of one image, and takes them for another that has none."""
+    for number, path in enumerate(sorted((image_folder / "train").rglob("*.jpg"))):
+        image = Image.open(path)
+        if number % 2:
+            image.save(path, quality=80)
+            path.write_bytes(without_huffman_tables(path.read_bytes()))
+        else:
+            image.save(path, quality=80, **options)
+    source = open_data(str(image_folder), root=image_folder)[0]
+    assert not source.bad
+    loader = build(source, training=False)
+    assert torch.equal(images(loader), by_torchvision(source, training=False))
+    assert set(beton_of(loader).images[:, 2]) == {JPEG}
+
+
 # --- the file ----------------------------------------------------------------------------------------
 
 
