@@ -84,6 +84,19 @@ def _digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A run that nothing disturbed."""
+
+    folder: Path
+    """With the folders `out` and `cache`."""
+    outcome: Outcome
+    seconds: float
+    """It may have compiled something."""
+    replacements: int
+    """How many files it has replaced, those of its caches included."""
+
+
 @dataclass
 class Attack:
     """Runs settings on one set of images, in one folder."""
@@ -91,15 +104,17 @@ class Attack:
     process: WarmProcess
     data: Path
     folder: Path
-    _references: dict[Setting, tuple[Outcome, float]] = field(default_factory=dict)
+    _references: dict[Setting, Reference] = field(default_factory=dict)
 
-    def reference(self, setting: Setting) -> tuple[Outcome, float]:
-        """What the setting leads to undisturbed, and how many seconds that takes. It is run once."""
+    def reference(self, setting: Setting) -> Reference:
+        """The undisturbed run of a setting. It is run once."""
         if setting not in self._references:
             run = Run(self, setting, self.folder / f"reference-{setting}")
+            count = run.folder / "count"
             began = time.monotonic()
-            run.must_end(run.go_on())
-            self._references[setting] = Outcome.of(run.out), time.monotonic() - began
+            run.must_end(run.go_on(fault="count", fault_folders=[str(run.folder)], count_file=str(count)))
+            seconds = time.monotonic() - began
+            self._references[setting] = Reference(run.folder, Outcome.of(run.out), seconds, int(count.read_text()))
         return self._references[setting]
 
 
@@ -145,7 +160,7 @@ class Run:
 
     def must_equal_reference(self) -> None:
         """Fails unless the run has led to what an undisturbed one leads to; removes its files if it has."""
-        expected, _ = self.attack.reference(self.setting)
+        expected = self.attack.reference(self.setting).outcome
         assert Outcome.of(self.out) == expected, f"{self.setting}: {self.folder}\n{self.text}"
         shutil.rmtree(self.folder)
 

@@ -45,10 +45,12 @@ class Request:
     time_limit: float = 90.0
     """Seconds after which the run counts as hanging."""
     fault: str | None = None
-    """One of `FAULTS`; none unless given."""
+    """One of `FAULTS`, or "count"; none unless given."""
     fault_at: int = 0
     """At which `os.replace` of a file in `fault_folders` the fault happens; the first is 1."""
     fault_folders: list[str] = field(default_factory=list)
+    count_file: str | None = None
+    """Where to write how many files in `fault_folders` have been replaced."""
 
 
 class WarmProcess:
@@ -122,7 +124,7 @@ def _become_run(request: Request) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         faulthandler.enable()
         os.environ["SATURATE_CACHE"] = request.cache
-        _make_small()
+        make_small()
         if request.fault is not None:
             os.replace = _faulty_replace(request)
         from train.__main__ import main
@@ -138,7 +140,7 @@ def _become_run(request: Request) -> None:
         os._exit(code)
 
 
-def _make_small() -> None:
+def make_small() -> None:
     """Trains a small network, draws nothing, and saves after every step."""
     from matplotlib.figure import Figure
 
@@ -164,16 +166,20 @@ def _faulty_replace(request: Request) -> Callable[..., None]:
 
     def faulty(source: Any, target: Any, **named: Any) -> None:
         nonlocal calls
-        calls += any(Path(target).is_relative_to(folder) for folder in request.fault_folders)
+        if not any(Path(target).is_relative_to(folder) for folder in request.fault_folders):
+            return replace(source, target, **named)
+        calls += 1
+        if request.count_file is not None:
+            Path(request.count_file).write_text(str(calls))
         happens = calls == request.fault_at
         if happens and request.fault == "kill before":
             os.kill(os.getpid(), signal.SIGKILL)
         if happens and request.fault == "error before":
-            calls += 1  # once
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         replace(source, target, **named)
         if happens and request.fault == "kill after":
             os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
     return faulty
 
