@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except InterruptedStartError as interrupted:
         if os.environ.get("RANK", "0") == "0":  # of several processes one says so
-            print(f"\n{interrupted}", file=sys.stderr)
+            sys.stderr.write(f"\n{interrupted}\n")
         return interrupted.exit_code
     except InterruptedRunError as interrupted:
         return interrupted.exit_code
