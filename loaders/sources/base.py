@@ -96,6 +96,8 @@ class ImageFiles:
     """`[N]`, the EXIF tag, 1 to 8; 1 is upright."""
     changed: NDArray[np.int64]
     """`[N]`, times of change in nanoseconds, when indexed."""
+    lengths: NDArray[np.int64]
+    """`[N]`, bytes of each file when indexed; -1 where there was none."""
 
     decoded: ClassVar[None] = None
     sizes: ClassVar[None] = None
@@ -106,7 +108,13 @@ class ImageFiles:
 
     def select(self, ids: NDArray[np.int64]) -> "ImageFiles":
         return ImageFiles(
-            self.root, self.paths[ids], self.formats[ids], self.modes[ids], self.orientations[ids], self.changed[ids]
+            self.root,
+            self.paths[ids],
+            self.formats[ids],
+            self.modes[ids],
+            self.orientations[ids],
+            self.changed[ids],
+            self.lengths[ids],
         )
 
     def describe(self, index: int) -> str:

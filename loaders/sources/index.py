@@ -279,6 +279,7 @@ def indexed_source(
             index.modes,
             index.orientations,
             np.array([changed for _, changed in stats], np.int64),
+            np.array([size for size, _ in stats], np.int64),
         ),
         digest("\n".join(content).encode("utf-8", "surrogateescape")),
         index.bad,

@@ -132,7 +132,8 @@ def as_source(image: Tensor, folder: Path, kind: str) -> Source:
         images: PixelArray | ImageFiles = PixelArray(pixels[None])
     else:
         Image.fromarray(pixels).save(folder / "image.png")
-        images = ImageFiles(folder, *(np.array([fact]) for fact in ("image.png", "PNG", "RGB", np.uint8(1), 0)))
+        facts = ("image.png", "PNG", "RGB", np.uint8(1), 0, (folder / "image.png").stat().st_size)
+        images = ImageFiles(folder, *(np.array([fact]) for fact in facts))
     fingerprint = digest(kind.encode(), pixels.tobytes())
     return Source("one", ("only",), np.zeros(1, np.int64), np.int32([pixels.shape[:2]]), images, fingerprint)
 

@@ -35,7 +35,8 @@ def by_pillow(data: bytes | Path) -> np.ndarray:
 def indexed(path: Path) -> ImageFiles:
     """A source's view of one file."""
     verdict = examine(path)
-    columns = [np.array([value]) for value in (path.name, verdict.format, verdict.mode, verdict.orientation, 0)]
+    facts = (path.name, verdict.format, verdict.mode, verdict.orientation, 0, path.stat().st_size)
+    columns = [np.array([value]) for value in facts]
     return ImageFiles(path.parent, *columns)
 
 
