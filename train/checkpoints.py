@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -55,17 +57,20 @@ class Checkpoints:
         train_loader: BatchLoader,
         state: RunState,
         identity: dict[str, Any],
+        samples: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
         """
         Args:
             folder: None on processes that write nothing.
             identity: what must be the same for a run to be resumed; see `run_identity`.
+            samples: called for the record of the run's samples when it is saved first; see `train.samples`.
         """
         self.folder = folder
         self._learner = learner
         self._train_loader = train_loader
         self._state = state
         self._identity = identity
+        self._samples = cache(samples)
         self._best_in_file: object = None  # the best model that best.pt holds
         self._last_is_readable = True  # otherwise it must not replace the one before
 
@@ -108,6 +113,7 @@ class Checkpoints:
             "best": state.best,
             "seconds": state.seconds,
             "identity": self._identity,
+            "samples": self._samples(),
         }
         if self._last_is_readable:
             self.folder.preserve_last()

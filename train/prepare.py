@@ -4,6 +4,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, make_new_folder, require_usable_out
+from train.run_folder import CONFIG, RunFolder, load_samples, make_new_folder, require_usable_out
 from train.run_state import RunState
+from train.samples import record_samples, with_recorded_samples
 from train.session import Session
 from train.stopping import StopRequest
 from train.summary import print_session, run_config
@@ -89,6 +91,7 @@ def _prepare(
         train_loader=train_loader,
         state=state,
         identity=run_identity(options, recipe, learner, train_loader, val_loader),
+        samples=partial(record_samples, options, train, val),
     )
     session = Session(
         options=options,
@@ -121,10 +124,12 @@ def _open_sources(options: Options, process_group: ProcessGroup, reporter: Repor
         train, val = open_data(
             options.data, root=options.root.expanduser(), max_pixels=options.max_pixels, progress=show
         )
-    train = train.take(options.train_limit or len(train))
-    val = val.take(options.val_limit or len(val))
-    require_good([train, val], options.on_bad_image)
-    return train, val
+    selected = train.take(options.train_limit or len(train)), val.take(options.val_limit or len(val))
+    if options.resume and options.out:
+        recorded = load_samples(options.out.expanduser())
+        selected = with_recorded_samples(recorded, options, selected, (train, val))
+    require_good(selected, options.on_bad_image)
+    return selected
 
 
 def _loader_config(

@@ -169,3 +169,14 @@ def require_usable_out(path: Path, *, resume: bool) -> None:
         raise InputError(f"--resume: {path} holds no {LAST} to go on from")
     if not resume and (resumable or (path / WEIGHTS).exists()):
         raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")
+
+
+def load_samples(path: Path) -> dict[str, Tensor]:
+    """The record of a run's samples in the checkpoint that lies in `path`; empty where there is none."""
+    for name in (LAST, PREVIOUS):
+        try:  # mapped, so that the weights beside them are not read
+            content = torch.load(path / name, map_location="cpu", weights_only=True, mmap=True)
+            return {split: packed.clone() for split, packed in content.get("samples", {}).items()}
+        except Exception:  # `RunFolder.load` says so of a damaged file
+            continue
+    return {}
