@@ -27,7 +27,7 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, make_new_folder, require_usable_out
+from train.run_folder import CONFIG, RunFolder, holds_checkpoint, make_new_folder, require_usable_out
 from train.run_state import RunState
 from train.session import Session
 from train.stopping import StopRequest
@@ -51,11 +51,13 @@ def _prepare(
 ) -> Session:
     """The same as `prepare`. What must be closed when it fails is added to `on_failure`."""
     device = choose_device(options.device, process_group.local_rank)
+    resume = False
     folder: RunFolder | None = None
     if options.out is not None:  # before minutes go into preparing
         out = options.out.expanduser()
-        require_usable_out(out, resume=options.resume)
-        folder = _claim(out, options, process_group, reporter, on_failure)
+        resume = _should_resume(options, out, process_group)
+        require_usable_out(out, resume=resume)
+        folder = _claim(out, process_group, reporter, on_failure, resume=resume)
     _make_repeatable(options)
     train, val = _open_sources(options, process_group, reporter)
     with process_group.main_first():
@@ -81,7 +83,7 @@ def _prepare(
         out = _default_out(options, train.name)
         if process_group.is_main:
             out = make_new_folder(out)
-        folder = _claim(out, options, process_group, reporter, on_failure)
+        folder = _claim(out, process_group, reporter, on_failure, resume=False)
     state = RunState(MetricAccumulator(device))
     checkpoints = Checkpoints(
         folder,
@@ -105,7 +107,7 @@ def _prepare(
     )
     print_session(session, choice, weights=weights, out=out)
     _prepare_loaders(session)
-    _begin_or_resume(session, out)
+    _begin_or_resume(session, out, resume=resume)
     return session
 
 
@@ -198,13 +200,20 @@ def _default_out(options: Options, data: str) -> Path:
     return Path("runs") / f"{options.mode}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def _should_resume(options: Options, out: Path, process_group: ProcessGroup) -> bool:
+    """Whether to go on with the run in `out`. The main process decides, as others may see its files later."""
+    if options.resume == "auto":
+        return process_group.any(process_group.is_main and holds_checkpoint(out))
+    return options.resume == "yes"
+
+
 def _claim(
-    out: Path, options: Options, process_group: ProcessGroup, reporter: Reporter, on_failure: ExitStack
+    out: Path, process_group: ProcessGroup, reporter: Reporter, on_failure: ExitStack, *, resume: bool
 ) -> RunFolder | None:
     """The run's folder, which no other run may use until the session ends; None on processes that write nothing."""
     if not process_group.is_main:
         return None
-    folder = RunFolder.claimed(out, resume=options.resume)
+    folder = RunFolder.claimed(out, resume=resume)
     on_failure.callback(folder.close)
     if folder.lock_problem is not None:
         reporter.warn(
@@ -284,10 +293,10 @@ def _require_values_to_normalize(options: Options, recipe: Recipe) -> None:
         raise InputError("--batch-size 1: at 32 px BatchNorm has nothing to normalise by; choose 2 or more")
 
 
-def _begin_or_resume(session: Session, out: Path) -> None:
+def _begin_or_resume(session: Session, out: Path, *, resume: bool) -> None:
     """Writes what is known beforehand, or loads the run that was saved in `out`."""
     checkpoints, loader = session.checkpoints, session.train_loader
-    if session.options.resume:
+    if resume:
         checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True))
         session.reporter.say(
             f"resumed after {len(session.state.rows)} epochs; "

@@ -145,9 +145,14 @@ def _cannot_be_made(path: Path, error: OSError) -> InputError:
     return InputError(f"OUT: {path} cannot be made: {cause(error)}")
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """Whether `path` holds a run that can be resumed."""
+    return (path / LAST).is_file()
+
+
 def require_usable_out(path: Path, *, resume: bool) -> None:
     """Raises InputError when `path` holds another run that is not resumed, or none to resume."""
-    if resume and not (path / LAST).is_file():
+    if resume and not holds_checkpoint(path):
         raise InputError(f"--resume: {path} holds no {LAST} to go on from")
     if not resume and ((path / LAST).exists() or (path / WEIGHTS).exists()):
         raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")

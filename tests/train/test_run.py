@@ -255,6 +255,19 @@ def test_a_signal_during_validation_costs_nothing(
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
 
 
+def test_one_command_begins_a_run_goes_on_with_it_and_leaves_it_once_it_is_finished(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    command = arguments(image_folder, tmp_path / "parts", "--resume", "auto")
+    steps = send_signal_at_step(monkeypatch, 9, signal.SIGTERM)  # of 6 an epoch
+    assert main(command) == 128 + signal.SIGTERM
+    assert main(command) == 0
+    assert main(command) == 0
+    assert len(steps) == 12
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
+
+
 def test_a_finished_run_resumed_changes_nothing(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(arguments(image_folder, out)) == 0
