@@ -195,8 +195,11 @@ class Checkpoints:
     def _require_same_run(self, folder: RunFolder, saved: dict[str, Any]) -> None:
         present = self._identity
         differing = [key for key in present if saved.get(key) != present[key]]
+        if _images_per_step(saved) == _images_per_step(present):  # however many processes share them
+            differing = [key for key in differing if key not in _SHARES]
         if differing:
             lines = [f"  {key} was {saved.get(key)}, is {present[key]}" for key in differing]
+            lines += _advice_on_shares(saved, present) if "NGPU" in differing else []
             raise InputError(f"--resume: {folder.path} was trained otherwise; give the options it had:", *lines)
 
     def _take_best(self) -> None:
@@ -228,3 +231,24 @@ def run_identity(
         "--size": recipe.size,
         **{field.name: repr(getattr(recipe, field.name)) for field in fields(recipe)},
     }
+
+
+_SHARES = ("NGPU", "batch_size")
+"""Keys of an identity: the processes, and the images per step of each."""
+
+
+def _images_per_step(identity: dict[str, Any]) -> int | None:
+    """The images that all processes together take a step on; None where the identity does not say so."""
+    processes, share = (str(identity.get(key)) for key in _SHARES)
+    return int(processes) * int(share) if processes.isdecimal() and share.isdecimal() else None
+
+
+def _advice_on_shares(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """The batch size with which the present processes take as many images a step as the run before; a line, or none."""
+    total = _images_per_step(saved)
+    if total is None:
+        return []
+    processes = present["NGPU"]
+    if total % processes:
+        return [f"Its {total} images a step cannot be shared by {processes} GPUs: choose an NGPU that divides {total}"]
+    return [f"With NGPU={processes} its {total} images a step are --batch-size {total // processes}"]

@@ -16,3 +16,6 @@ Architecture = Literal[
 DeviceName = Literal["auto", "cuda", "cpu"]
 
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+
+Resume = Literal["no", "yes", "auto"]
+"""Whether to go on with the run in a folder; `auto` does so where there is one, and else begins."""

@@ -1,14 +1,16 @@
 """The options of `python -m train`. Nothing here imports torch: a mistake is reported before that is loaded."""
 
+import itertools
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from loaders import InputError
 from loaders.sources import MAX_PIXELS
-from train.option_values import Architecture, DeviceName, Mode, PrecisionName, RecipeName
+from train.option_values import Architecture, DeviceName, Mode, PrecisionName, RecipeName, Resume
 
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
@@ -73,8 +75,9 @@ class Options:
     """Shorter side of the cached pixels (streamed); smaller images stay as they are."""
     out: OptionalPath = None
     """The run's folder; runs/MODE-DATA-TIME, unless given."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the interrupted run in the folder given with --out."""
+    resume: Resume = "no"
+    """Go on with the interrupted run in the folder given with --out. auto: begin it where there is none yet, so that
+    the same command can be restarted; without a value: yes."""
 
     def __post_init__(self) -> None:
         require_positive(self, "epochs", "batch_size", "lr", "train_limit", "val_limit", "max_minutes", "max_pixels")
@@ -85,7 +88,7 @@ class Options:
             require_size(self.size)
         if self.views is not None:
             self._check_views()
-        if self.resume and self.out is None:
+        if self.resume != "no" and self.out is None:
             raise InputError("--resume: name the run's folder with --out (OUT=...)")
 
     def _check_views(self) -> None:
@@ -122,4 +125,15 @@ def require_size(size: int) -> None:
 
 def parse_options(arguments: list[str] | None = None) -> Options:
     """The options on the command line. A mistake there ends the program with a message and code 2."""
-    return tyro.cli(Options, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
+    given = _with_value_of_resume(sys.argv[1:] if arguments is None else arguments)
+    return tyro.cli(Options, args=given, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _with_value_of_resume(arguments: list[str]) -> list[str]:
+    """The arguments, with a value after a `--resume` that has none: for tyro an option always has one, or never."""
+    given: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        given.append(argument)
+        if argument == "--resume" and following not in get_args(Resume):
+            given.append("yes")
+    return given

@@ -28,7 +28,7 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, load_samples, make_new_folder, require_usable_out
+from train.run_folder import CONFIG, RunFolder, holds_checkpoint, load_samples, make_new_folder, require_usable_out
 from train.run_state import RunState
 from train.samples import record_samples, with_recorded_samples
 from train.session import Session
@@ -53,13 +53,15 @@ def _prepare(
 ) -> Session:
     """The same as `prepare`. What must be closed when it fails is added to `on_failure`."""
     device = choose_device(options.device, process_group.local_rank)
+    resume = False
     folder: RunFolder | None = None
     if options.out is not None:  # before minutes go into preparing
         out = options.out.expanduser()
-        require_usable_out(out, resume=options.resume)
-        folder = _claim(out, options, process_group, reporter, on_failure)
+        resume = _should_resume(options, out, process_group)
+        require_usable_out(out, resume=resume)
+        folder = _claim(out, process_group, reporter, on_failure, resume=resume)
     _make_repeatable(options)
-    train, val = _open_sources(options, process_group, reporter)
+    train, val = _open_sources(options, process_group, reporter, resume=resume)
     with process_group.main_first():
         model, weights = _build_model(options, train, reporter)
     precision = choose_precision(options.precision, device)
@@ -83,7 +85,7 @@ def _prepare(
         out = _default_out(options, train.name)
         if process_group.is_main:
             out = make_new_folder(out)
-        folder = _claim(out, options, process_group, reporter, on_failure)
+        folder = _claim(out, process_group, reporter, on_failure, resume=False)
     state = RunState(MetricAccumulator(device))
     checkpoints = Checkpoints(
         folder,
@@ -108,11 +110,13 @@ def _prepare(
     )
     print_session(session, choice, weights=weights, out=out)
     _prepare_loaders(session)
-    _begin_or_resume(session, out)
+    _begin_or_resume(session, out, resume=resume)
     return session
 
 
-def _open_sources(options: Options, process_group: ProcessGroup, reporter: Reporter) -> tuple[Source, Source]:
+def _open_sources(
+    options: Options, process_group: ProcessGroup, reporter: Reporter, *, resume: bool
+) -> tuple[Source, Source]:
     """The images to train on and to validate, as many as the options allow.
 
     Raises:
@@ -125,7 +129,7 @@ def _open_sources(options: Options, process_group: ProcessGroup, reporter: Repor
             options.data, root=options.root.expanduser(), max_pixels=options.max_pixels, progress=show
         )
     selected = train.take(options.train_limit or len(train)), val.take(options.val_limit or len(val))
-    if options.resume and options.out:
+    if resume and options.out is not None:
         recorded = load_samples(options.out.expanduser())
         selected = with_recorded_samples(recorded, options, selected, (train, val))
     require_good(selected, options.on_bad_image)
@@ -203,13 +207,20 @@ def _default_out(options: Options, data: str) -> Path:
     return Path("runs") / f"{options.mode}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def _should_resume(options: Options, out: Path, process_group: ProcessGroup) -> bool:
+    """Whether to go on with the run in `out`. The main process decides, as others may see its files later."""
+    if options.resume == "auto":
+        return process_group.any(process_group.is_main and holds_checkpoint(out))
+    return options.resume == "yes"
+
+
 def _claim(
-    out: Path, options: Options, process_group: ProcessGroup, reporter: Reporter, on_failure: ExitStack
+    out: Path, process_group: ProcessGroup, reporter: Reporter, on_failure: ExitStack, *, resume: bool
 ) -> RunFolder | None:
     """The run's folder, which no other run may use until the session ends; None on processes that write nothing."""
     if not process_group.is_main:
         return None
-    folder = RunFolder.claimed(out, resume=options.resume)
+    folder = RunFolder.claimed(out, resume=resume)
     on_failure.callback(folder.close)
     if folder.lock_problem is not None:
         reporter.warn(
@@ -289,10 +300,10 @@ def _require_values_to_normalize(options: Options, recipe: Recipe) -> None:
         raise InputError("--batch-size 1: at 32 px BatchNorm has nothing to normalise by; choose 2 or more")
 
 
-def _begin_or_resume(session: Session, out: Path) -> None:
+def _begin_or_resume(session: Session, out: Path, *, resume: bool) -> None:
     """Writes what is known beforehand, or loads the run that was saved in `out`."""
     checkpoints, loader = session.checkpoints, session.train_loader
-    if session.options.resume:
+    if resume:
         for note in checkpoints.resume(checkpoints.folder or RunFolder(out, resume=True)):
             session.reporter.warn(note)
         session.reporter.say(

@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 LAST = "last.pt"
 PREVIOUS = "last.previous.pt"
 BEST = "best.pt"
-_FILES = (CONFIG, "environment.json", "metrics.jsonl", "summary.json", LAST, BEST, WEIGHTS, "curves.png")
+_FILES = (CONFIG, "environment.json", "metrics.jsonl", "summary.json", LAST, PREVIOUS, BEST, WEIGHTS, "curves.png")
 
 
 class RunFolder:
@@ -148,7 +148,7 @@ def make_new_folder(path: Path) -> Path:
         InputError: when no folder can be made there.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         for name in itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2))):
             with suppress(FileExistsError):
                 path.with_name(name).mkdir()
@@ -162,9 +162,14 @@ def _cannot_be_made(path: Path, error: OSError) -> InputError:
     return InputError(f"OUT: {path} cannot be made: {cause(error)}")
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """Whether `path` holds a run that can be resumed."""
+    return any((path / name).is_file() for name in (LAST, PREVIOUS))
+
+
 def require_usable_out(path: Path, *, resume: bool) -> None:
     """Raises InputError when `path` holds another run that is not resumed, or none to resume."""
-    resumable = any((path / name).exists() for name in (LAST, PREVIOUS))
+    resumable = holds_checkpoint(path)
     if resume and not resumable:
         raise InputError(f"--resume: {path} holds no {LAST} to go on from")
     if not resume and (resumable or (path / WEIGHTS).exists()):

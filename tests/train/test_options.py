@@ -59,3 +59,19 @@ def test_fields_are_named_as_people_type_them(capsys: pytest.CaptureFixture[str]
     assert {name for name in OPTION_NAMES.values() if name.startswith("--")} <= listed
     assert set(OPTIONS) <= set(OPTION_NAMES)
     assert (OPTION_NAMES["batch_size"], OPTION_NAMES["loader"]) == ("--batch-size", "LOADER")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resume"),
+    [
+        ([], "no"),
+        (["--resume"], "yes"),
+        (["--resume", "--lr", "0.5"], "yes"),
+        (["--resume", "auto"], "auto"),
+        (["--resume=auto"], "auto"),
+        (["--resume", "no"], "no"),
+    ],
+)
+def test_resume_needs_no_value(arguments: list[str], resume: str) -> None:
+    assert parse_options(["finetune", "--out", "x", *arguments]).resume == resume
+    assert parse_options([*arguments, "finetune", "--out", "x"]).resume == resume

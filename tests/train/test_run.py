@@ -255,6 +255,19 @@ def test_a_signal_during_validation_costs_nothing(
     assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
 
 
+def test_one_command_begins_a_run_goes_on_with_it_and_leaves_it_once_it_is_finished(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(image_folder, tmp_path / "whole")) == 0
+    command = arguments(image_folder, tmp_path / "parts", "--resume", "auto")
+    steps = send_signal_at_step(monkeypatch, 9, signal.SIGTERM)  # of 6 an epoch
+    assert main(command) == 128 + signal.SIGTERM
+    assert main(command) == 0
+    assert main(command) == 0
+    assert len(steps) == 12
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(tmp_path / "parts"))
+
+
 def test_a_finished_run_resumed_changes_nothing(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(arguments(image_folder, out)) == 0
@@ -556,6 +569,48 @@ def test_resuming_with_other_options_is_refused_by_name(
     assert main(arguments(image_folder, tmp_path / "run", "--epochs", "2")) == 0
     assert main(arguments(image_folder, tmp_path / "run", "--resume", *different)) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["finetune", "feature"])
+def test_a_run_goes_on_with_other_processes_if_together_they_take_as_many_images_a_step(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """What two processes with half the batch each have saved is what one saves, apart from the two numbers."""
+    assert main(arguments(image_folder, tmp_path / "whole", mode=mode)) == 0
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        send_signal_at_step(patch, 9, signal.SIGTERM)
+        assert main(arguments(image_folder, out, mode=mode)) == 128 + signal.SIGTERM
+    saved = torch.load(out / "last.pt", weights_only=True)
+    saved["identity"] |= {"NGPU": 2, "batch_size": "2"}
+    torch.save(saved, out / "last.pt")
+    assert main(arguments(image_folder, out, "--resume", mode=mode)) == 0
+    assert without_times(rows(tmp_path / "whole")) == without_times(rows(out))
+
+
+@pytest.mark.parametrize(
+    ("processes", "advice"),
+    [
+        (3, "\nWith NGPU=1 its 12 images a step are --batch-size 12\n"),
+        (1, "learning_rate was 1, is 0.003125\n"),  # the batch size is not what differs
+    ],
+)
+def test_other_processes_with_another_batch_are_told_which_would_fit(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int, advice: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(image_folder, out, "--epochs", "1")) == 0
+    saved = torch.load(out / "last.pt", weights_only=True)
+    saved["identity"] |= {"NGPU": processes, "learning_rate": "1"}
+    torch.save(saved, out / "last.pt")
+    assert main(arguments(image_folder, out, "--epochs", "1", "--resume")) == 2
+    assert capsys.readouterr().err.endswith(advice)
+
+
+def test_images_that_the_processes_cannot_share_evenly_are_said() -> None:
+    said = checkpoints._advice_on_shares({"NGPU": 2, "batch_size": "5"}, {"NGPU": 4})
+    assert said.endswith("10 images a step cannot be shared by 4 GPUs: choose an NGPU that divides 10")
+    assert checkpoints._advice_on_shares({}, {"NGPU": 4}) == ""
 
 
 @pytest.mark.parametrize("share", [0, 10, 3])
