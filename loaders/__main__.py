@@ -31,8 +31,8 @@ class List:
 class Cache:
     """Decodes all images of a data set once and stores their pixels, for LOADER=streamed.
 
-    A build that was interrupted goes on where it was. $SATURATE_CACHE says where caches lie; one that is not
-    needed any more is simply removed.
+    A build that was interrupted goes on where it was, and a cache that is there already is verified. $SATURATE_CACHE
+    says where caches lie; one that is not needed any more is simply removed.
     """
 
     data: tyro.conf.Positional[str]
@@ -107,7 +107,7 @@ def build_caches(options: Cache, console: "Console") -> None:
 def _build(source: "Source", purpose: str, options: Cache, console: "Console") -> None:
     with startup():
         from loaders import LoaderConfig, PlanSpec, ResizeCenterCrop, build_loader
-        from loaders.cache.pixel_cache import Layout, Preprocessing
+        from loaders.cache.pixel_cache import Layout, Preprocessing, find_cache
 
     config = LoaderConfig(
         spec=PlanSpec(ResizeCenterCrop(options.cache_size, options.cache_size)),  # any will do: nothing is loaded
@@ -118,13 +118,15 @@ def _build(source: "Source", purpose: str, options: Cache, console: "Console") -
         scaled_decoding=options.scaled_decoding,
         cache_size=options.cache_size,
     )
+    preprocessing = Preprocessing(options.cache_size, options.scaled_decoding)
+    find_cache(source, preprocessing, every_block=True)  # one that is damaged is built anew below
     loader = build_loader(source, config, loader="streamed")
     with shown_progress(console, f"decoding {source.name}, {purpose}") as show:
         loader.prepare(with_rate(show, "images"))
     for image in loader.bad_images:
         print_lines(console, name_options(f"left out: {image}", OPTIONS))
     count = len(source) - len(loader.bad_images)
-    layout = Layout.of(source, Preprocessing(options.cache_size, options.scaled_decoding))
+    layout = Layout.of(source, preprocessing)
     result = f"{count:,} images {purpose}, {format_bytes(layout.bytes)} in {layout.folder}"
     print_lines(console, f"{source.name}: {result}")
 

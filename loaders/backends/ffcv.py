@@ -169,6 +169,7 @@ class BetonReader:
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> dict[int, str]:
         plan = request.plan
+        self._beton.require_whole()
         with self._stage:
             failed = self._kernel.read_squares(
                 self._beton.data,

@@ -19,12 +19,13 @@ from loaders.backends.executor import Backend, BatchExecutor, BatchRequest, Exec
 from loaders.backends.threads import ThreadedExecutor
 from loaders.backends.torchvision import Box, ImageReader, LoadBox
 from loaders.cache.build import with_pixel_cache
+from loaders.cache.checksums import PixelGuard
 from loaders.cache.pixel_cache import Preprocessing
 from loaders.config import LoaderConfig
 from loaders.errors import InputError, cause
 from loaders.ops.decode import load_pixels
 from loaders.ops.device_batch import finished_batch, fused_kernels
-from loaders.sources.base import ReportUnreadable, Source
+from loaders.sources.base import CachedPixels, ReportUnreadable, Source
 from loaders.sources.index import Progress
 from loaders.system.format import format_bytes
 from loaders.system.machine import free_memory, usable_cores
@@ -85,7 +86,9 @@ class ResidentExecutor:
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
         if self._from_cache and self.source.images.encoded is not None:
-            self.source = with_pixel_cache(self.source, self._preprocessing, report=report, progress=progress)
+            self.source = with_pixel_cache(
+                self.source, self._preprocessing, report=report, progress=progress, every_block=True
+            )
         workers = self._config.workers or usable_cores()
         pixels, unreadable = decode_to_device(self.source, self._config.device, workers, report, progress)
         self._prepared = executor_of_pixels(self.source, self._config, pixels)
@@ -144,8 +147,11 @@ def decode_to_device(
         return ResidentPixels(torch.from_numpy(array).view(-1, 3).to(device), starts, sizes), frozenset()
     values = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, device=device)
     unreadable: set[int] = set()
+    guard = PixelGuard(source.images) if isinstance(source.images, CachedPixels) else None
     with ThreadPoolExecutor(workers, thread_name_prefix="saturate") as pool:
         for portion in _portions(starts):
+            if guard is not None:
+                guard.check()
             begin, end = starts[portion.start], starts[portion.stop]
             staged = np.empty((end - begin, 3), np.uint8)
             tasks = [(index, pool.submit(_decode, source, index, staged[starts[index] - begin :])) for index in portion]

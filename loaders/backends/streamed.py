@@ -6,8 +6,9 @@ cached pixels as `torchvision` does. Images that are in memory anyway (CIFAR-10)
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loaders.backends.executor import Backend, BatchExecutor, BatchRequest, ExecutedBatch
 from loaders.backends.staging import StagedReads, StagingBuffer, stage_reads
-from loaders.backends.threads import ThreadedExecutor, tasks_of
+from loaders.backends.threads import SquareReader, ThreadedExecutor, tasks_of
 from loaders.backends.torchvision import ImageReader, load_box
 from loaders.cache.build import with_pixel_cache
+from loaders.cache.checksums import PixelGuard
 from loaders.cache.pixel_cache import Preprocessing, expect_random_reads, read_ahead
 from loaders.config import LoaderConfig
 from loaders.ops.device_batch import finished_batch, fused_kernels
@@ -42,6 +45,7 @@ class StreamedExecutor:
         self._config = config
         self._exceeds_memory = False
         self._passes = 0  # over the set, begun so far
+        self._guard: PixelGuard | None = None
         self._prepared: BatchExecutor | None = None
 
     def prepare(self, report: ReportUnreadable, progress: Progress | None) -> frozenset[int]:
@@ -55,9 +59,11 @@ class StreamedExecutor:
                 workers=config.workers if config.world_size == 1 else None,
                 progress=progress,
             )
-        self._prepared = executor_of_pixels(self.source, config)
         if (cached := self._cached) is None:
+            self._prepared = executor_of_pixels(self.source, config)
             return frozenset()
+        self._guard = PixelGuard(cached, rank=config.rank, world_size=config.world_size)
+        self._prepared = executor_of_pixels(self.source, config, before_read=self._guard.check)
         for index, reason in cached.unreadable.items():
             report(index, reason)
         self._exceeds_memory = self.source.pixel_bytes > free_memory(torch.device("cpu"))
@@ -73,7 +79,8 @@ class StreamedExecutor:
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[ExecutedBatch, None, None]:
         assert self._prepared is not None
-        yield from self._prepared.run(self._read_ahead(requests))
+        with nullcontext() if self._guard is None else self._guard.verifying():
+            yield from self._prepared.run(self._read_ahead(requests))
 
     def execute(self, request: BatchRequest) -> ExecutedBatch:
         assert self._prepared is not None
@@ -92,11 +99,37 @@ class StreamedExecutor:
             yield request
 
 
-def executor_of_pixels(source: Source, config: LoaderConfig) -> BatchExecutor:
-    """What executes plans on decoded pixels: a GPU with staging buffers, or threads on a CPU."""
+def nothing() -> None:
+    """Pixels in memory need no check before they are read."""
+
+
+def executor_of_pixels(
+    source: Source, config: LoaderConfig, before_read: Callable[[], None] = nothing
+) -> BatchExecutor:
+    """What executes plans on decoded pixels: a GPU with staging buffers, or threads on a CPU.
+
+    Args:
+        before_read: called in each task before it reads; raises where the pixels must not be read.
+    """
     if config.device.type == "cuda":
-        return StagedExecutor(source, config)
-    return ThreadedExecutor(config, ImageReader(source, load_box(source)))
+        return StagedExecutor(source, config, before_read)
+    return ThreadedExecutor(config, CheckedReader(ImageReader(source, load_box(source)), before_read))
+
+
+@dataclass(frozen=True)
+class CheckedReader:
+    """A reader, and what is called before each of its reads."""
+
+    reader: SquareReader
+    before_read: Callable[[], None]
+
+    @property
+    def source(self) -> Source:
+        return self.reader.source
+
+    def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> Mapping[int, str]:
+        self.before_read()
+        return self.reader.read(request, squares, flips=flips)
 
 
 @dataclass
@@ -127,8 +160,9 @@ class StagedExecutor:
     It works on a CPU too, where threads that execute the plans themselves are faster.
     """
 
-    def __init__(self, source: Source, config: LoaderConfig) -> None:
-        """`source`: of decoded images."""
+    def __init__(self, source: Source, config: LoaderConfig, before_read: Callable[[], None] = nothing) -> None:
+        """`source`: of decoded images; `before_read`: see `executor_of_pixels`."""
+        self._before_read = before_read
         assert source.images.decoded is not None
         self._source = source
         self._config = config
@@ -190,7 +224,12 @@ class StagedExecutor:
         reads = stage_reads(plan, self._starts[request.ids], self._source.stored_sizes[request.ids])
         buffer.require(reads.bytes)
         parts = tasks_of(len(request), self._workers, _MAX_IMAGES_PER_TASK)
-        return InFlightBatch(reads, buffer, [pool.submit(buffer.gather, self._flat, reads, rows) for rows in parts])
+        return InFlightBatch(reads, buffer, [pool.submit(self._gather, buffer, reads, rows) for rows in parts])
+
+    def _gather(self, buffer: StagingBuffer, reads: StagedReads, rows: slice) -> None:
+        """Copies the pixels of some rows, in a thread."""
+        self._before_read()
+        buffer.gather(self._flat, reads, rows)
 
     def _deliver(self, batch: InFlightBatch) -> ExecutedBatch:
         reads = batch.reads

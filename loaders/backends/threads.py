@@ -44,7 +44,9 @@ def tasks_of(count: int, workers: int, at_most: int = MAX_SAMPLES_PER_TASK) -> I
 class SquareReader(Protocol):
     """Carries out the first read of samples of one source, in the thread that calls it."""
 
-    source: Source
+    @property
+    def source(self) -> Source:
+        """What is read."""
 
     def read(self, request: BatchRequest, squares: Tensor, *, flips: bool) -> Mapping[int, str]:
         """Reads B samples.

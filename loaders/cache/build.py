@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from loaders.cache.checksums import BLOCK, MANIFEST, checksum, count_blocks, damaged_blocks
+from loaders.cache.checksums import from_json as checksums_from_json
+from loaders.cache.checksums import to_json as checksums_to_json
 from loaders.cache.pixel_cache import (
-    MANIFEST,
     PIXELS,
     PROGRESS,
     Layout,
@@ -59,6 +61,7 @@ def with_pixel_cache(
     report: ReportUnreadable,
     workers: int | None = None,
     progress: Progress | None = None,
+    every_block: bool = False,
 ) -> Source:
     """The same samples of the same sizes, with cached pixels instead of files. The cache is built where there is none.
 
@@ -66,12 +69,13 @@ def with_pixel_cache(
         report: called for samples that become unreadable now; those that already were are in `CachedPixels.unreadable`.
         workers: threads that decode; all usable cores if it is None.
         progress: called with how many images are done and how many there are.
+        every_block: verifies all pixels of a large cache, too, and not a sample of its blocks.
 
     Raises:
         InputError: when there is not enough room on the disk, or the folder cannot be written to.
     """
-    own = open_cache(source, Layout.of(source, preprocessing))
-    found = find_cache(source, preprocessing) if own is None else own
+    own = open_cache(source, Layout.of(source, preprocessing), every_block=every_block)
+    found = find_cache(source, preprocessing, every_block=every_block) if own is None else own
     if found is None or (own is not None and own.unreadable):  # what could not be read is tried again
         found = build_cache(source, preprocessing, report=report, workers=workers or usable_cores(), progress=progress)
     return replace(source, images=found)
@@ -141,6 +145,15 @@ class _Build:
         self.done, self.unreadable = len(source), dict(found.unreadable) if found else {}
         if found is None:
             self.done, self.unreadable = self._resumed() or self._begin()
+        size = self.path.stat().st_size
+        self._first = size - layout.bytes  # where the pixels begin
+        state = read_json(layout.folder / (PROGRESS if found is None else MANIFEST), dict) or {}
+        self._checksums = list(checksums_from_json(state, size) or [None] * count_blocks(size))
+        if found is None:
+            self._forget_damaged()
+        self._retried = self._blocks_of(self.unreadable)
+        for block in self._retried:
+            self._checksums[block] = None
         self._require_space()
 
     def _resumed(self) -> tuple[int, dict[int, str]] | None:
@@ -154,6 +167,7 @@ class _Build:
         try:
             unreadable = unreadable_from_json(progress["gone"], progress["done"])
             first_pixel(self.path, self.layout.bytes)
+            checksums_from_json(progress, self.path.stat().st_size)
         except (FileNotFoundError, ValueError):
             return None
         return progress["done"], unreadable
@@ -168,6 +182,29 @@ class _Build:
             file.truncate(file.tell() + self.layout.bytes)
         return 0, {}
 
+    def _forget_damaged(self) -> None:
+        """Takes images as not done from the first one on whose pixels did not reach the disk, as in a power failure."""
+        with open(self.path, "rb") as file:
+            damaged = damaged_blocks(file.fileno(), self._checksums, range(len(self._checksums)))
+        if damaged:
+            place = max(0, damaged[0] * BLOCK - self._first)
+            self.done = min(self.done, int(np.searchsorted(self.layout.offsets, place, "right")) - 1)
+            self.unreadable = {index: reason for index, reason in self.unreadable.items() if index < self.done}
+            self._checksums[damaged[0] :] = [None] * (len(self._checksums) - damaged[0])
+
+    def _blocks_of(self, images: Iterable[int]) -> set[int]:
+        """The blocks that the pixels of some images lie in."""
+        begins, ends = self._first + self.layout.offsets[:-1], self._first + self.layout.offsets[1:]
+        return {block for i in images for block in range(int(begins[i]) // BLOCK, count_blocks(int(ends[i])))}
+
+    def _complete_checksums(self, done: int) -> None:
+        """Adds those of the blocks in which all images are done."""
+        end = self._first + int(self.layout.offsets[done])
+        complete = len(self._checksums) if done == len(self.source) else end // BLOCK
+        for block in range(complete):
+            if self._checksums[block] is None and block not in self._retried:
+                self._checksums[block] = checksum(self._file, block)
+
     def _require_space(self) -> None:
         missing = self.layout.bytes - 512 * self.path.stat().st_blocks
         if missing > free_on_disk(self.layout.folder):
@@ -178,10 +215,14 @@ class _Build:
     def run(self, workers: int) -> None:
         """Decodes what is missing; leaves a complete cache, or one to go on with."""
         with open(self.path, "r+b", buffering=0) as file:
-            self._file, self._first = file.fileno(), self.path.stat().st_size - self.layout.bytes
+            self._file = file.fileno()
+            if self.done == len(self.source):  # images are written into a complete cache: it is none meanwhile
+                self._save(self._state())
+                (self.layout.folder / MANIFEST).unlink(missing_ok=True)
             try:
                 self._fill(workers)
             finally:
+                self._retried.clear()  # all have been tried
                 self._save(self._state())
         self._complete()
 
@@ -249,16 +290,17 @@ class _Build:
         if self.progress is not None:
             self.progress(self.done, len(self.source))
 
-    def _state(self) -> str:
-        """The progress, as `progress.json` records it."""
+    def _state(self) -> dict[str, Any]:
+        """The progress, as `progress.json` records it, but for the checksums."""
         state = {"content": self.layout.content, "root": root_of(self.source), "images": len(self.source)}
-        return json.dumps(state | {"done": self.done, "gone": self.unreadable})
+        return state | {"done": self.done, "gone": dict(self.unreadable)}
 
-    def _save(self, state: str) -> None:
+    def _save(self, state: dict[str, Any]) -> None:
         """Records the progress, once the pixels it counts are on the disk."""
         os.fdatasync(self._file)
+        self._complete_checksums(state["done"])
         with replacing(self.layout.folder / PROGRESS, durable=True) as part:
-            part.write_text(state)
+            part.write_text(json.dumps(state | {"checksums": checksums_to_json(self._checksums)}))
 
     def _complete(self) -> None:
         """Gives the files their names, the manifest last."""
@@ -273,7 +315,7 @@ class _Build:
                 np.save(file, array)
         os.replace(self.path, folder / PIXELS)
         with replacing(folder / MANIFEST, durable=True) as part:
-            part.write_text(json.dumps(manifest_of(source, self.layout, self.unreadable), indent=1))
+            part.write_text(json.dumps(manifest_of(source, self.layout, self.unreadable, self._checksums)))
         (folder / PROGRESS).unlink(missing_ok=True)
 
 

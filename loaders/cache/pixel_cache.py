@@ -4,8 +4,8 @@
     offsets.npy     int64 `[N + 1]`: where each image begins in `pixels`, and where the last one ends
     sizes.npy       int32 `[N, 2, 2]`: height and width as stored, and of the original; 0 where there is nothing
     labels.npy      int64 `[N]`
-    manifest.json   classes, fingerprints, preprocessing, versions, bad images; written last, so that a folder
-                    with it is complete
+    manifest.json   classes, fingerprints, preprocessing, versions, bad images, checksums of `pixels.npy`; written
+                    last, so that a folder with it is complete
 
 Images keep their aspect, nothing is cropped away and none is enlarged, so that any plan can be carried
 out: it is drawn for the original size, and its boxes are scaled to the stored pixels.
@@ -27,6 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loaders.cache.checksums import MANIFEST, Checksums, is_intact
+from loaders.cache.checksums import from_json as checksums_from_json
+from loaders.cache.checksums import to_json as checksums_to_json
 from loaders.errors import InputError, cause
 from loaders.sampling.plan import shorter_side_to
 from loaders.sources.base import CachedPixels, ImageFiles, Source, digest
@@ -35,7 +38,7 @@ from loaders.system.machine import cache_folder
 from loaders.system.shapes import read_json
 
 FORMAT = 1
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+PROGRESS = "progress.json"
 PIXELS = "pixels.npy"
 
 
@@ -119,8 +122,11 @@ def _is_of_another_copy(folder: Path, root: str, content: str) -> bool:
     return found is not None and found["content"] != content and found["root"] != root and os.path.isdir(found["root"])
 
 
-def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
-    """The cached pixels of `source`; None where there is no complete cache of the files as they are now.
+def open_cache(source: Source, layout: Layout, *, every_block: bool = False) -> CachedPixels | None:
+    """The cached pixels of `source`; None where there is no complete and undamaged cache of the files as they are now.
+
+    Args:
+        every_block: verifies all pixels of a large cache, too, and not a sample of its blocks.
 
     Raises:
         InputError: when there is one that cannot be mapped into memory.
@@ -131,6 +137,9 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
     try:
         unreadable = unreadable_from_json(manifest["gone"], len(source))
         pixels, mapping, offset = _mapped(layout.folder / PIXELS, layout.bytes)
+        checksums = checksums_from_json(manifest, len(mapping))
+        if not is_intact(layout.folder / PIXELS, checksums, every_block=every_block):
+            return None
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:
@@ -151,14 +160,14 @@ def open_cache(source: Source, layout: Layout) -> CachedPixels | None:
     )
 
 
-def find_cache(source: Source, preprocessing: Preprocessing) -> CachedPixels | None:
-    """The cached pixels of `source`, in its own cache or in that of a source it was selected from."""
-    if (found := open_cache(source, Layout.of(source, preprocessing))) is not None:
+def find_cache(source: Source, preprocessing: Preprocessing, *, every_block: bool = False) -> CachedPixels | None:
+    """The cached pixels of `source`, in its own cache or in that of a source it was selected from. See `open_cache`."""
+    if (found := open_cache(source, Layout.of(source, preprocessing), every_block=every_block)) is not None:
         return found
     if source.selected_from is None:
         return None
     whole, ids = source.selected_from
-    found = find_cache(whole, preprocessing)
+    found = find_cache(whole, preprocessing, every_block=every_block)
     return None if found is None else found.select(ids)
 
 
@@ -183,7 +192,7 @@ def expect_random_reads(cached: CachedPixels) -> None:
     cached.mapping.madvise(mmap.MADV_RANDOM)
 
 
-def manifest_of(source: Source, layout: Layout, unreadable: dict[int, str]) -> dict[str, Any]:
+def manifest_of(source: Source, layout: Layout, unreadable: dict[int, str], checksums: Checksums) -> dict[str, Any]:
     """What `manifest.json` says."""
     return {
         "format": FORMAT,
@@ -199,6 +208,7 @@ def manifest_of(source: Source, layout: Layout, unreadable: dict[int, str]) -> d
         | {name: version(name) for name in ("torch", "numpy", "pillow", "simplejpeg")},
         "bad": [asdict(source.bad_image(index, reason)) for index, reason in source.bad.items()],
         "gone": {str(index): reason for index, reason in unreadable.items()},
+        "checksums": checksums_to_json(checksums),
     }
 
 
