@@ -1,6 +1,7 @@
 """A run's folder: the files that a run leaves behind. Each is written whole or not at all."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class RunFolder:
             InputError: when it cannot be read.
         """
         try:
+            _require_intact(self.path / name)
             content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise whatever the bytes lead to
             raise InputError(f"{self.path / name} is damaged or unreadable; begin anew with another OUT") from error
@@ -79,6 +81,16 @@ class RunFolder:
     def draw_curves(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes `curves.png`: loss and accuracy of all epochs so far."""
         write_whole(self.path / "curves.png", lambda part: draw_curves(rows).savefig(part, format="png", dpi=120))
+
+
+def _require_intact(path: Path) -> None:
+    """Raises ValueError where a checkpoint does not have the checksums that `torch.save` has written into it.
+
+    `torch.load` does not look at them: a flipped bit would be trained on.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{path}: {damaged} does not have its checksum")
 
 
 def require_usable_out(path: Path, *, resume: bool) -> None:
