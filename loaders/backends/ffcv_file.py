@@ -57,7 +57,7 @@ class Beton:
             images[table["sample_id"].astype(np.int64), 1] = table["size"]
             for column, name in ((0, "data_ptr"), (2, "mode"), (3, "height"), (4, "width")):
                 images[:, column] = fields[name]
-        except (AssertionError, LookupError) as error:
+        except (AssertionError, LookupError, MemoryError, OverflowError) as error:  # of a damaged count, too
             raise ValueError(f"{path} is no .beton file of images") from error
         data = np.asarray(np.memmap(path, np.uint8, "r"))
         if len(images) and images[:, :2].sum(axis=1).max() > len(data):

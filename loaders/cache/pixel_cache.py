@@ -213,8 +213,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def _mapped(path: Path) -> tuple[NDArray[np.uint8], mmap.mmap, int]:
     """The flat values of a NumPy file, read-only, the mapping they lie in, and where in it."""
     with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except OSError:
+            raise
+        except Exception as error:  # of a damaged header: tokenize.TokenError, for example
+            raise ValueError(f"{path} has no header of a NumPy file") from error
         origin = file.tell()
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if dtype != np.uint8 or len(mapping) != origin + int(np.prod(shape)):
