@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,7 @@ class RunFolder:
             InputError: when it cannot be read, or its content has not that `shape`.
         """
         try:
+            _require_intact(self.path / name)
             content: dict[str, Any] = torch.load(self.path / name, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise whatever the bytes lead to
             raise self.damaged(name) from error
@@ -165,6 +167,16 @@ def _cannot_be_made(path: Path, error: OSError) -> InputError:
 def holds_checkpoint(path: Path) -> bool:
     """Whether `path` holds a run that can be resumed."""
     return any((path / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def _require_intact(path: Path) -> None:
+    """Raises ValueError where a checkpoint does not have the checksums that `torch.save` has written into it.
+
+    `torch.load` does not look at them: a flipped bit would be trained on.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{path}: {damaged} does not have its checksum")
 
 
 def require_usable_out(path: Path, *, resume: bool) -> None:

@@ -233,10 +233,12 @@ def first_pixel(path: Path, count: int) -> int:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file")  # opening a named pipe would block
     with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
         try:
+            np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except (SyntaxError, RecursionError, MemoryError) as error:  # of a parser of Python's literals
+        except OSError:
+            raise
+        except Exception as error:  # a parser of Python's literals raises nearly anything: tokenize.TokenError, ...
             raise ValueError(f"{path} has a damaged header") from error
         if dtype != np.uint8 or shape != (count,) or os.fstat(file.fileno()).st_size != file.tell() + count:
             raise ValueError(f"{path} is no flat array of {count} uint8, or not whole")
