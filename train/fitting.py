@@ -90,6 +90,8 @@ def _options(given: Mapping[str, Any]) -> Options:
         nearest = get_close_matches(name, names, n=1, cutoff=0.5)
         advice = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"
         raise TypeError(f"fit() got an unexpected keyword argument {name!r}; {advice}")
+    if isinstance(resume := given.get("resume"), bool):
+        given = {**given, "resume": "yes" if resume else "no"}
     try:
         return Options(**{name: _converted(name, value) for name, value in given.items()})
     except InputError as error:

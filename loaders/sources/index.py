@@ -222,11 +222,14 @@ def _without_refused(verdicts: dict[str, Verdict], at_most: int) -> dict[str, Ve
 
     Earlier versions called them good.
     """
-    return {
-        key: verdict
-        for key, verdict in verdicts.items()
-        if verdict.format in FORMATS_FOUND and int(key.rsplit("\0", 2)[1]) <= at_most
-    }
+    try:
+        return {
+            key: verdict
+            for key, verdict in verdicts.items()
+            if verdict.format in FORMATS_FOUND and int(key.rsplit("\0", 2)[1]) <= at_most
+        }
+    except (IndexError, ValueError):  # a key that no version has written
+        return {}
 
 
 def _key(path: str, stat: tuple[int, int]) -> str:

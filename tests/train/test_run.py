@@ -608,9 +608,9 @@ def test_other_processes_with_another_batch_are_told_which_would_fit(
 
 
 def test_images_that_the_processes_cannot_share_evenly_are_said() -> None:
-    said = checkpoints._advice_on_shares({"NGPU": 2, "batch_size": "5"}, {"NGPU": 4})
+    [said] = checkpoints._advice_on_shares({"NGPU": 2, "batch_size": "5"}, {"NGPU": 4})
     assert said.endswith("10 images a step cannot be shared by 4 GPUs: choose an NGPU that divides 10")
-    assert checkpoints._advice_on_shares({}, {"NGPU": 4}) == ""
+    assert checkpoints._advice_on_shares({}, {"NGPU": 4}) == []
 
 
 @pytest.mark.parametrize("share", [0, 10, 3])

@@ -464,7 +464,7 @@ def test_an_index_is_saved_while_it_grows(flat: Path, monkeypatch: pytest.Monkey
     saved: list[int] = []
 
     def count_saved(*_: int) -> None:
-        saved.append(sum(len(index._load(file)) for file in cached("*.json")))
+        saved.append(sum(len(index._load(file, index.MAX_PIXELS)) for file in cached("*.json")))
 
     open_data(str(flat), root=flat, progress=count_saved)
     assert saved == list(range(30))  # a kill now and here would lose one
