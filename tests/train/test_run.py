@@ -194,6 +194,7 @@ def test_a_process_that_does_not_write_knows_when_the_run_was_saved(
     saved: list[bool] = []
 
     def save_without_writing(self: TrainingLoop) -> None:
+        self.checkpoints.folder.close()
         self.checkpoints.folder = None  # as on every process but the main one
         for _ in range(2):
             before = self.state.saved_at
