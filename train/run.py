@@ -29,6 +29,7 @@ def run(options: Options, process_group: ProcessGroup, stop: StopRequest | None 
     Raises:
         InputError: when something the user gave cannot be used.
         InterruptedStartError: when a signal stopped the run before its first step.
+        StalledProcessError: when another process has not answered for minutes.
         InterruptedRunError: when a signal stopped the run later; `last.pt` then holds its state.
     """
     reporter = Reporter(quiet=not process_group.is_main)
@@ -46,8 +47,9 @@ def run(options: Options, process_group: ProcessGroup, stop: StopRequest | None 
             process_group=process_group,
         )
         stop.begin_training()
-        loop.run()
-        return _conclude(session)
+        with process_group.reporting_stalls():  # in here, while the threads of the loaders are still there
+            loop.run()
+            return _conclude(session)
 
 
 def _conclude(session: Session) -> dict[str, Any]:
