@@ -107,6 +107,7 @@ def _prepare(
         stop=stop,
         state=state,
         checkpoints=checkpoints,
+        folder=folder,
     )
     print_session(session, choice, weights=weights, out=out)
     _prepare_loaders(session)
@@ -234,6 +235,7 @@ def _prepare_loaders(session: Session) -> None:
     for loader in (session.train_loader, session.val_loader):
         with session.reporter.progress(f"decoding {loader.source.name}") as show:
             loader.prepare(with_rate(show, "images"))
+    session.process_group.wait_for_all()  # from now on nobody waits for long
 
 
 def _should_compile(options: Options, device: torch.device, reporter: Reporter) -> bool:

@@ -54,6 +54,7 @@ def run_to_end(
         InputError: when something the user gave cannot be used.
         DivergedError: when the loss became no number; the best epoch before has been exported.
         InterruptedStartError: when a signal stopped the run before its first step.
+        StalledProcessError: when another process has not answered for minutes.
         InterruptedRunError: when a signal stopped the run later; `last.pt` then holds its state.
     """
     stop = stop or StopRequest(options.max_minutes)
@@ -70,15 +71,16 @@ def run_to_end(
             process_group=process_group,
         )
         stop.begin_training()
-        try:
-            loop.run()
-        except DivergedError:
-            if session.state.rows:
-                session.checkpoints.save_best()
-                _conclude(session)  # the best epoch before is a result all the same
-            raise
-        folder = session.checkpoints.folder
-        return FinishedRun(_conclude(session), session.state.rows, folder.path if folder is not None else None)
+        with process_group.reporting_stalls():  # in here, while the threads of the loaders are still there
+            try:
+                loop.run()
+            except DivergedError:
+                if session.state.rows:
+                    session.checkpoints.save_best()
+                    _conclude(session)  # the best epoch before is a result all the same
+                raise
+            folder = session.checkpoints.folder
+            return FinishedRun(_conclude(session), session.state.rows, folder.path if folder is not None else None)
 
 
 def _conclude(session: Session) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from train.learner import Learner
 from train.options import Options
 from train.process_group import ProcessGroup
 from train.recipes import Recipe
+from train.run_folder import RunFolder
 from train.run_state import RunState
 from train.stopping import StopRequest
 
@@ -34,6 +35,8 @@ class Session:
     stop: StopRequest
     state: RunState
     checkpoints: Checkpoints
+    folder: RunFolder | None
+    """Claimed for this run; None on processes that write nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +45,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as closing:
-            if self.checkpoints.folder is not None:
-                closing.callback(self.checkpoints.folder.close)
+            if self.folder is not None:
+                closing.callback(self.folder.close)
             closing.callback(self.val_loader.close)
             closing.callback(self.train_loader.close)

@@ -38,6 +38,8 @@ def test_each_process_has_its_own_gpu_and_hosts_ask_each_other_without_it(
     monkeypatch.setenv("NCCL_SHM_DISABLE", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: given.update(current=index))
+    monkeypatch.setattr("train.process_group._unused_store", lambda *_: None)
+    monkeypatch.setattr(distributed, "new_group", lambda **_: None)
     monkeypatch.setattr(distributed, "init_process_group", lambda backend, **_: given.update(backend=backend))
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(distributed, "all_reduce", lambda values: given.update(asked=values.device.type))
