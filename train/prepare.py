@@ -26,7 +26,7 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, require_usable_out
+from train.run_folder import CONFIG, RunFolder, require_space, require_usable_out
 from train.run_state import RunState
 from train.session import Session
 from train.stopping import StopRequest
@@ -64,6 +64,8 @@ def prepare(options: Options, process_group: ProcessGroup, reporter: Reporter, s
     )
     train_loader, val_loader = _feature_loaders(options, choice, image_loader, val_images, learner)
     out = _out_path(options, train.name)
+    if process_group.is_main and not options.resume:
+        require_space(out, learner.checkpoint_bytes)
     state = RunState(MetricAccumulator(device))
     checkpoints = Checkpoints(
         RunFolder(out, resume=options.resume) if process_group.is_main else None,

@@ -12,6 +12,8 @@ from torch import Tensor
 from loaders import InputError
 from loaders.errors import cause
 from loaders.system.files import write_whole
+from loaders.system.format import format_bytes
+from loaders.system.machine import free_on_disk
 from loaders.system.shapes import Shape, has_shape
 from train.curves import draw_curves
 
@@ -94,3 +96,13 @@ def require_usable_out(path: Path, *, resume: bool) -> None:
         raise InputError(f"--resume: {path} holds no {LAST} to go on from")
     if not resume and ((path / LAST).exists() or (path / WEIGHTS).exists()):
         raise InputError(f"{path} holds another run: choose another OUT, or go on with that run by --resume")
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raises InputError when the disk of `path` has not `needed` bytes free, before an epoch goes into a checkpoint."""
+    free = free_on_disk(path.absolute())
+    if needed > free:
+        raise InputError(
+            f"OUT: {path}: the checkpoints take {format_bytes(needed)}, {format_bytes(free)} are free; "
+            "choose another OUT"
+        )
