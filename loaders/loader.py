@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from loaders.backends.executor import Backend, BatchRequest, ExecutedBatch, Executor
 from loaders.bad_images import BadImages
@@ -54,7 +55,7 @@ class Loader:
 
     Raises:
         BadImageError: when images cannot be decoded and the configuration does not skip them.
-        InputError: when there are fewer samples than one batch takes.
+        InputError: when there are fewer samples than one batch takes; when a worker of torch's DataLoader iterates it.
     """
 
     def __init__(
@@ -119,6 +120,11 @@ class Loader:
         return self.cursor.remaining
 
     def __iter__(self) -> Iterator[Batch]:
+        if (worker := get_worker_info()) is not None:
+            raise InputError(
+                f"a loader that is iterated by the {worker.num_workers} workers of torch's DataLoader delivers every "
+                "image from each of them: iterate it directly, or with num_workers=0; it has threads of its own"
+            )
         self.close()
         iteration = self._iterate()
         self._running = ref(iteration)

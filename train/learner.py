@@ -288,6 +288,15 @@ class Learner:
             "scaler": self.scaler.state_dict(),
         }
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a run's checkpoints take: `last.pt` and its successor, `best.pt`, and the weights."""
+        model: int = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        trained: int = sum(parameter.nbytes for group in self.optimizer.param_groups for parameter in group["params"])
+        moments = 2 if self._recipe.optimizer == "adamw" else 1
+        last = model * (2 if self._average is None else 3) + moments * trained  # with the best model
+        return 2 * last + 2 * model
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         if self._backbone is not None:

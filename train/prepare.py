@@ -28,7 +28,15 @@ from train.options import Options
 from train.precision import choose_precision
 from train.process_group import ProcessGroup
 from train.recipes import RECIPES, Recipe, Setting
-from train.run_folder import CONFIG, RunFolder, holds_checkpoint, load_samples, make_new_folder, require_usable_out
+from train.run_folder import (
+    CONFIG,
+    RunFolder,
+    holds_checkpoint,
+    load_samples,
+    make_new_folder,
+    require_space,
+    require_usable_out,
+)
 from train.run_state import RunState
 from train.samples import record_samples, with_recorded_samples
 from train.session import Session
@@ -86,6 +94,8 @@ def _prepare(
         if process_group.is_main:
             out = make_new_folder(out)
         folder = _claim(out, process_group, reporter, on_failure, resume=False)
+    if process_group.is_main and not resume:
+        require_space(out, learner.checkpoint_bytes)
     state = RunState(MetricAccumulator(device))
     checkpoints = Checkpoints(
         folder,

@@ -15,6 +15,8 @@ from torch import Tensor
 from loaders import InputError
 from loaders.errors import cause
 from loaders.system.files import make_folder, preserve, write_whole
+from loaders.system.format import format_bytes
+from loaders.system.machine import free_on_disk
 from loaders.system.shapes import Shape, has_shape
 from train.curves import draw_curves
 from train.folder_lock import FolderLock
@@ -197,3 +199,13 @@ def load_samples(path: Path) -> dict[str, Tensor]:
         except Exception:  # `RunFolder.load` says so of a damaged file
             continue
     return {}
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raises InputError when the disk of `path` has not `needed` bytes free, before an epoch goes into a checkpoint."""
+    free = free_on_disk(path.absolute())
+    if needed > free:
+        raise InputError(
+            f"OUT: {path}: the checkpoints take {format_bytes(needed)}, {format_bytes(free)} are free; "
+            "choose another OUT"
+        )

@@ -238,7 +238,7 @@ def _key(path: str, stat: tuple[int, int]) -> str:
     return f"{path}\0{size}\0{changed}"
 
 
-def _load(cache_file: Path, max_pixels: int) -> dict[str, Verdict]:
+def _load(cache_file: Path, max_pixels: int = MAX_PIXELS) -> dict[str, Verdict]:
     """The cached verdicts by path, size and modification time; none where the file is missing or damaged."""
     try:
         checksum, _, body = cache_file.read_text().partition("\n") if cache_file.is_file() else ("", "", "")

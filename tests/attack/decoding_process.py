@@ -120,8 +120,16 @@ class Examination:
         from loaders.sources.base import digest
 
         height, width, formats, modes, orientations, _ = (np.array(column) for column in zip(*verdicts, strict=True))
-        times = np.array([os.stat(self.folder / name).st_mtime_ns for name in names], np.int64)
-        files = ImageFiles(self.folder, np.array(names, object), formats, modes, orientations.astype(np.uint8), times)
+        stats = [os.stat(self.folder / name) for name in names]
+        files = ImageFiles(
+            self.folder,
+            np.array(names, object),
+            formats,
+            modes,
+            orientations.astype(np.uint8),
+            np.array([stat.st_mtime_ns for stat in stats], np.int64),
+            np.array([stat.st_size for stat in stats], np.int64),
+        )
         sizes = np.array([height, width], np.int32).T.copy()
         fingerprint = digest(repr((names, sizes.tolist())).encode())
         return Source("mutated", ("only",), np.zeros(len(names), np.int64), sizes, files, fingerprint)

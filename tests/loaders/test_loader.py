@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -461,3 +461,22 @@ def test_ids_and_plans_cannot_be_changed() -> None:
     for array in (loader.ids, loader.cursor.sequence, loader.cursor.batch_ids()[0]):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = array[1]
+
+
+class Yielding(torch.utils.data.IterableDataset[Batch]):
+    """A loader, given to torch's DataLoader."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
+def test_a_loader_inside_the_workers_of_a_data_loader_is_refused() -> None:
+    """Each of them would deliver every image."""
+    config = LoaderConfig(spec=SPEC, training=True, batch_size=4, workers=1)
+    loader = build_loader(numbered(8), config, loader="torchvision")
+    assert len(list(torch.utils.data.DataLoader(Yielding(loader), batch_size=None))) == 2
+    with pytest.raises(InputError, match=r"by the 2 workers of torch's DataLoader .* or with num_workers=0"):
+        list(torch.utils.data.DataLoader(Yielding(loader), batch_size=None, num_workers=2))

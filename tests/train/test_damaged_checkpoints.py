@@ -76,3 +76,20 @@ def test_a_checkpoint_of_another_shape_is_refused(image_folder: Path, tmp_path: 
     assert accepted.isdisjoint(
         ["all", "learner", "loader", *(f"rows {name}" for name in saved["rows"][0])]
     )  # one value may fit
+
+
+def test_without_space_for_the_checkpoints_nothing_is_begun(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk was noticed when the first epoch was over."""
+    monkeypatch.setattr("train.run_folder.free_on_disk", lambda _: 1000)
+    with pytest.raises(InputError, match=r"OUT: .*the checkpoints take [\d.]+ MB, 1 kB are free; choose another OUT"):
+        a_session(image_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_space_for_checkpoints_is_about_what_they_take(image_folder: Path, tmp_path: Path) -> None:
+    with a_session(image_folder, tmp_path / "out") as session:
+        session.checkpoints.save()
+        last = (tmp_path / "out" / "last.pt").stat().st_size
+        assert last < session.learner.checkpoint_bytes < 6 * last
