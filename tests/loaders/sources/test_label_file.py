@@ -1,5 +1,6 @@
 """CSV files of paths and labels: the accepted forms, and the errors for files that cannot be used."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,14 +142,15 @@ def test_rows_of_a_third_split_are_left_out_and_counted(write: Callable[..., Pat
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("img/missing.png", "[Errno 2] No such file or directory: 'missing.png'"),
-        ("~nobody-of-that-name.png", "[Errno 2] No such file or directory: '~nobody-of-that-name.png'"),
-        ("img/\0.png", "embedded null byte"),
+        ("img/missing.png", r"\[Errno 2\] No such file or directory: 'missing\.png'"),
+        ("~nobody-of-that-name.png", r"\[Errno 2\] No such file or directory: '~nobody-of-that-name\.png'"),
+        ("img/\0.png", "embedded null byte|open: embedded null character in path"),  # before Python 3.13, and since
     ],
 )
 def test_an_image_that_is_not_there_is_bad_like_any_other(write: Callable[..., Path], path: str, reason: str) -> None:
     train, val = opened(write(rows() + f"{path},oak\n"))
-    assert [found for source in (train, val) for found in source.bad.values()] == [reason]
+    [found] = [found for source in (train, val) for found in source.bad.values()]
+    assert re.fullmatch(reason, found)
 
 
 @pytest.mark.parametrize(
