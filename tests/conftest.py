@@ -1,6 +1,8 @@
 """What all tests share: real data where it is laid out, capabilities that may be missing, small image folders."""
 
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,6 +145,24 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> object:
 def as_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has `streamed` execute plans as on a GPU: by staging buffers, with the whole batch resampled at once."""
     monkeypatch.setattr(streamed, "executor_of_pixels", StagedExecutor)
+
+
+def run_where_importing_raises(
+    program: str, module: str, error: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m program` in the checkout, where importing a module raises an error."""
+    code = f"""
+import runpy, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise {error}
+sys.meta_path.insert(0, Finder())
+runpy.run_module({program!r}, run_name='__main__', alter_sys=True)
+"""
+    checkout = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
 
 
 @contextmanager

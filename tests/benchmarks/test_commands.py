@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import OTHER_COMMANDS, SUITES, main
+from tests.conftest import run_where_importing_raises
 
 
 def test_data_that_are_not_there_are_an_error_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,20 +48,6 @@ def test_options_are_parsed_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def run_where_importing_raises(module: str, error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m benchmarks` where importing a module raises an error."""
-    code = f"""
-import runpy, sys
-class Finder:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            raise {error}
-sys.meta_path.insert(0, Finder())
-runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)
-"""
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "exit_code"),
     [
@@ -72,17 +59,17 @@ runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)
     ],
 )
 def test_help_and_mistakes_are_answered_without_torch(arguments: list[str], exit_code: int) -> None:
-    done = run_where_importing_raises("torch", "AssertionError", *arguments)
+    done = run_where_importing_raises("benchmarks", "torch", "AssertionError", *arguments)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout.startswith("usage: python -m benchmarks") == (exit_code == 0)
 
 
 @pytest.mark.parametrize("module", ["tyro", "benchmarks.suites.options", "benchmarks.suites.loader_rates", "torch"])
 def test_an_interruption_while_importing_ends_quietly(module: str) -> None:
-    done = run_where_importing_raises(module, "KeyboardInterrupt", "loaders")
+    done = run_where_importing_raises("benchmarks", module, "KeyboardInterrupt", "loaders")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_package_that_a_suite_lacks_is_named_too() -> None:
-    done = run_where_importing_raises("torchvision", "ModuleNotFoundError(name='torchvision')", "loaders")
+    done = run_where_importing_raises("benchmarks", "torchvision", "ModuleNotFoundError(name='torchvision')", "loaders")
     assert (done.returncode, done.stderr.split("; ")[0]) == (2, f"error: {sys.executable} has no torchvision")

@@ -1,6 +1,5 @@
 """`python -m loaders`: what there is, and caches built beforehand."""
 
-import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from loaders.sources import PixelArray
 from loaders.system.console import shown_progress
 from loaders.system.format import ProgressRate, format_duration
 from loaders.system.machine import cache_folder
-from tests.conftest import exit_code
+from tests.conftest import exit_code, run_where_importing_raises
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -121,41 +120,26 @@ def test_times_are_told_as_people_do(seconds: float, told: str) -> None:
 # --- starting up -----------------------------------------------------------------------------------
 
 
-def run_where_importing_raises(module: str, error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m loaders` where importing a module raises an error."""
-    program = f"""
-import runpy, sys
-class Finder:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            raise {error}
-sys.meta_path.insert(0, Finder())
-runpy.run_module('loaders', run_name='__main__', alter_sys=True)
-"""
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "exit_code"),
     [(["--help"], 0), (["cache", "--help"], 0), (["cache", "x", "--cache-size", "0"], 2), (["fast"], 2)],
     ids=str,
 )
 def test_help_and_mistakes_are_answered_without_torch(arguments: list[str], exit_code: int) -> None:
-    done = run_where_importing_raises("torch", "AssertionError", *arguments)
+    done = run_where_importing_raises("loaders", "torch", "AssertionError", *arguments)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout.startswith("usage: python -m loaders") == (exit_code == 0)
 
 
 @pytest.mark.parametrize("module", ["tyro", "numpy", "torch", "simplejpeg"])
 def test_ctrl_c_while_modules_are_imported_ends_quietly(module: str) -> None:
-    done = run_where_importing_raises(module, "KeyboardInterrupt")
+    done = run_where_importing_raises("loaders", module, "KeyboardInterrupt")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("module", ["tyro", "torch", "torchvision"])
 def test_a_missing_package_is_named_with_the_remedy(module: str) -> None:
-    done = run_where_importing_raises(module, f"ModuleNotFoundError(name={module!r})")
+    done = run_where_importing_raises("loaders", module, f"ModuleNotFoundError(name={module!r})")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {sys.executable} has no {module}; to add it: {sys.executable} -m pip install {module}\n"
